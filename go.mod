@@ -1,0 +1,3 @@
+module scstore
+
+go 1.26
