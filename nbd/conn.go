@@ -53,9 +53,10 @@ type conn struct {
 	structured bool
 	allocation bool // base:allocation was selected
 	export     Export
-	open       bool   // export is to be closed
-	requested  string // the name that it was opened by
-	contextOf  string // the export that base:allocation was selected for
+	open       bool        // export is to be closed
+	keep       func() bool // ends the watch over export.Revoked; may be nil
+	requested  string      // the name that it was opened by
+	contextOf  string      // the export that base:allocation was selected for
 	dev        Device
 	size       int64
 	readOnly   bool
@@ -170,6 +171,10 @@ func (c *conn) closeExport() {
 		return
 	}
 	c.open = false
+	if c.keep != nil {
+		c.keep()
+		c.keep = nil
+	}
 	if c.export.Close == nil {
 		return
 	}

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -135,6 +136,9 @@ func (c *conn) openExport(name string) error {
 	c.export, c.open = export, true
 	c.dev = export.Device
 	c.size, c.readOnly = c.dev.Size(), c.dev.ReadOnly()
+	if export.Revoked != nil {
+		c.keep = context.AfterFunc(export.Revoked, c.drain)
+	}
 	return nil
 }
 

@@ -72,7 +72,11 @@ type Export struct {
 	Name        string // the canonical name
 	Description string
 	MultiConn   bool // a flush on one connection covers writes acknowledged on any
-	Close       func() error
+	// Revoked ends this connection when it ends, as a stop of the server would:
+	// requests in progress are finished, further ones answered ESHUTDOWN. nil means
+	// never.
+	Revoked context.Context
+	Close   func() error
 }
 
 // Exports is what a server serves. Both methods are called concurrently.
