@@ -3,6 +3,7 @@ package nbd
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 
@@ -37,7 +38,8 @@ func ParseURL(s string) (Address, error) {
 				"write nbd+unix:///NAME?socket=PATH")
 		}
 	case "nbd":
-		if u.Hostname() == "" {
+		_, notIP := netip.ParseAddr(u.Hostname())
+		if u.Hostname() == "" || (notIP != nil && strings.ContainsAny(u.Hostname(), ":[]%/?#@ ")) {
 			return Address{}, scstore.Hint(fmt.Errorf("parse nbd url %q: no host: %w", s, scstore.ErrInvalid),
 				"write nbd://HOST:PORT/NAME")
 		}
