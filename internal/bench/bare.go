@@ -11,6 +11,32 @@ import (
 	"sync"
 
 	"scstore"
+	"scstore/nbd"
+)
+
+// What of the NBD protocol a bare server needs beside the names of package nbd.
+const (
+	nbdMagic       = 0x4e42444d41474943 // "NBDMAGIC"
+	nbdOptionMagic = 0x49484156454f5054 // "IHAVEOPT"
+	nbdReplyMagic  = 0x0003e889045565a9
+	nbdSimpleMagic = 0x67446698
+
+	nbdFixedNewstyle = 1 << 0
+	nbdNoZeroes      = 1 << 1
+
+	nbdOptExportName = 1
+	nbdOptAbort      = 2
+	nbdOptGo         = 7
+	nbdRepAck        = 1
+	nbdRepInfo       = 3
+	nbdRepErrUnsup   = 1<<31 | 1
+	nbdInfoExport    = 0
+
+	requestLen = 28
+	// maxOption bounds what a client may send with an option.
+	maxOption = 64 << 10
+	// connBuffer is the size of the read and the write buffer.
+	connBuffer = 256 << 10
 )
 
 // MaxBareBytes is the largest memory of a bare server.
@@ -81,7 +107,7 @@ type bareConn struct {
 	buf  []byte
 }
 
-const bareFlags = nbdFlagHasFlags | nbdFlagFlush | nbdFlagWriteZeroes | nbdFlagMultiConn
+const bareFlags = nbd.FlagHasFlags | nbd.FlagSendFlush | nbd.FlagSendWriteZeroes | nbd.FlagCanMultiConn
 
 func (b *bareConn) serve() error {
 	hello := binary.BigEndian.AppendUint64(nil, nbdMagic)
@@ -116,7 +142,7 @@ func (b *bareConn) option() (done bool, err error) {
 		return false, err
 	}
 	option, length := binary.BigEndian.Uint32(h[8:]), binary.BigEndian.Uint32(h[12:])
-	if length > maxOptionReply {
+	if length > maxOption {
 		return false, fmt.Errorf("option of %d bytes: %w", length, scstore.ErrInvalid)
 	}
 	if _, err := b.r.Discard(int(length)); err != nil {
@@ -130,7 +156,7 @@ func (b *bareConn) option() (done bool, err error) {
 		return b.say(append(p, data...))
 	}
 	export := binary.BigEndian.AppendUint64(nil, uint64(b.size))
-	export = binary.BigEndian.AppendUint16(export, bareFlags)
+	export = binary.BigEndian.AppendUint16(export, uint16(bareFlags))
 	switch option {
 	case nbdOptGo:
 		err := reply(nbdRepInfo, append([]byte{0, nbdInfoExport}, export...))
@@ -155,15 +181,15 @@ func (b *bareConn) transmit() error {
 		if err != nil {
 			return err
 		}
-		command, handle := binary.BigEndian.Uint16(h[6:]), binary.BigEndian.Uint64(h[8:])
+		command, handle := nbd.Command(binary.BigEndian.Uint16(h[6:])), binary.BigEndian.Uint64(h[8:])
 		off, length := int64(binary.BigEndian.Uint64(h[16:])), int64(binary.BigEndian.Uint32(h[24:]))
 		if _, err := b.r.Discard(requestLen); err != nil {
 			return err
 		}
-		if command == nbdCmdDisc {
+		if command == nbd.CmdDisconnect {
 			return b.w.Flush()
 		}
-		if off < 0 || off > b.size-length || length > MaxRequestBytes && command != nbdCmdZeroes {
+		if off < 0 || off > b.size-length || length > MaxRequestBytes && command != nbd.CmdWriteZeroes {
 			return fmt.Errorf("request of %d bytes at %d: %w", length, off, scstore.ErrInvalid)
 		}
 		if err := b.handle(command, handle, off, length); err != nil {
@@ -172,7 +198,7 @@ func (b *bareConn) transmit() error {
 	}
 }
 
-func (b *bareConn) handle(command uint16, handle uint64, off, length int64) error {
+func (b *bareConn) handle(command nbd.Command, handle uint64, off, length int64) error {
 	data, err := b.apply(command, off, length)
 	if err != nil {
 		return err
@@ -187,11 +213,11 @@ func (b *bareConn) handle(command uint16, handle uint64, off, length int64) erro
 	return err
 }
 
-func (b *bareConn) apply(command uint16, off, length int64) (data []byte, err error) {
+func (b *bareConn) apply(command nbd.Command, off, length int64) (data []byte, err error) {
 	switch command {
-	case nbdCmdRead, nbdCmdWrite:
+	case nbd.CmdRead, nbd.CmdWrite:
 		if m, ok := b.dev.(memory); ok { // no copy between the buffer and the memory
-			if command == nbdCmdRead {
+			if command == nbd.CmdRead {
 				return m[off : off+length], nil
 			}
 			_, err := io.ReadFull(b.r, m[off:off+length])
@@ -201,16 +227,16 @@ func (b *bareConn) apply(command uint16, off, length int64) (data []byte, err er
 			b.buf = make([]byte, length)
 		}
 		p := b.buf[:length]
-		if command == nbdCmdRead {
+		if command == nbd.CmdRead {
 			return p, b.dev.read(p, off)
 		}
 		if _, err := io.ReadFull(b.r, p); err != nil {
 			return nil, err
 		}
 		return nil, b.dev.write(p, off)
-	case nbdCmdZeroes:
+	case nbd.CmdWriteZeroes:
 		return nil, b.dev.zero(off, length)
-	case nbdCmdFlush:
+	case nbd.CmdFlush:
 		return nil, b.dev.flush()
 	default:
 		return nil, fmt.Errorf("command %d: %w", command, scstore.ErrInvalid)

@@ -6,11 +6,10 @@
 // them the same loads in turns, and returns medians, ratios and the table of the
 // promised figures. Verify compares an export with the Journal of an earlier Load.
 //
-// The load generator speaks NBD itself, with one goroutine that sends and one that
-// receives for a whole queue of requests, so that on a small machine it takes less
-// of the processors than what it measures; a client with a goroutine for each
-// request in flight would measure the scheduler. It also shares no wire code with
-// the server under test.
+// A load keeps a whole queue of requests in flight with two goroutines, one that
+// submits them in batches and the receiver of nbd.Client, so that on a small
+// machine it takes less of the processors than what it measures; one goroutine for
+// each request in flight would measure the scheduler.
 //
 // Invariants:
 //

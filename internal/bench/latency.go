@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"scstore/nbd"
 )
 
 // What a latency histogram holds: 100 ns to 10 minutes, to three digits.
@@ -35,10 +37,10 @@ func newStats() stats { return stats{newHistogram(), newHistogram(), newHistogra
 
 func (s stats) record(r *request, took time.Duration) {
 	h := s.write
-	switch r.command {
-	case nbdCmdRead:
+	switch r.Cmd {
+	case nbd.CmdRead:
 		h = s.read
-	case nbdCmdFlush:
+	case nbd.CmdFlush:
 		h = s.flush
 	}
 	record(h, took)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"scstore"
+	"scstore/nbd"
 )
 
 // Limits and defaults of a load.
@@ -132,7 +133,7 @@ func Load(ctx context.Context, o LoadOptions) (LoadResult, error) {
 	if err != nil {
 		return LoadResult{}, err
 	}
-	l, err := newLoad(o, conns[0].size)
+	l, err := newLoad(o, conns[0].Size())
 	if err != nil {
 		return LoadResult{}, errors.Join(err, closeAll(conns))
 	}
@@ -155,13 +156,13 @@ func Load(ctx context.Context, o LoadOptions) (LoadResult, error) {
 	return result, errors.Join(append(errs, ctx.Err())...)
 }
 
-func dialAll(ctx context.Context, o LoadOptions) ([]*conn, error) {
-	var conns []*conn
+func dialAll(ctx context.Context, o LoadOptions) ([]*nbd.Client, error) {
+	var conns []*nbd.Client
 	for range o.Connections {
-		c, err := dial(ctx, o.URL)
+		c, err := dial(ctx, o.URL, o.QueueDepth)
 		if err == nil {
-			err = checkExport(c, o)
 			conns = append(conns, c)
+			err = checkExport(c, o)
 		}
 		if err != nil {
 			return nil, errors.Join(err, closeAll(conns))
@@ -171,24 +172,30 @@ func dialAll(ctx context.Context, o LoadOptions) ([]*conn, error) {
 }
 
 // checkExport reports whether the export can do what the load asks of it.
-func checkExport(c *conn, o LoadOptions) error {
+func checkExport(c *nbd.Client, o LoadOptions) error {
 	writes := o.ReadPercent < 100
 	switch {
-	case writes && c.flags&nbdFlagReadOnly != 0:
+	case writes && c.ReadOnly():
 		return fmt.Errorf("load %s: %w", o.URL, scstore.ErrReadOnly)
-	case c.flags&nbdFlagFlush == 0 && writes && (o.FlushEvery > 0 || !o.NoFinalFlush):
+	case c.Flags()&nbd.FlagSendFlush == 0 && writes && (o.FlushEvery > 0 || !o.NoFinalFlush):
 		return fmt.Errorf("load %s: the server knows no FLUSH: %w", o.URL, scstore.ErrInvalid)
-	case c.flags&nbdFlagWriteZeroes == 0 && writes && o.ZeroPercent > 0:
+	case c.Flags()&nbd.FlagSendWriteZeroes == 0 && writes && o.ZeroPercent > 0:
 		return fmt.Errorf("load %s: the server knows no WRITE_ZEROES: %w", o.URL, scstore.ErrInvalid)
-	case c.flags&nbdFlagMultiConn == 0 && o.Journal != nil && o.Connections > 1:
+	case c.Flags()&nbd.FlagCanMultiConn == 0 && o.Journal != nil && o.Connections > 1:
 		return fmt.Errorf("verify %s over %d connections: the server announces no MULTI_CONN: %w", o.URL, o.Connections, scstore.ErrInvalid)
 	}
 	return nil
 }
 
-func closeAll(conns []*conn) (err error) {
+// dial connects with room for a load's requests. Structured replies would only
+// cost headers: a load wants the data, not the holes.
+func dial(ctx context.Context, url string, depth int) (*nbd.Client, error) {
+	return nbd.Dial(ctx, url, nbd.DialOptions{MaxInFlight: depth, SimpleReplies: true})
+}
+
+func closeAll(conns []*nbd.Client) (err error) {
 	for _, c := range conns {
-		err = errors.Join(err, c.nc.Close())
+		err = errors.Join(err, c.Close())
 	}
 	return err
 }
@@ -230,7 +237,7 @@ func randomPayload(seed uint64, n int) []byte {
 // worker drives one connection.
 type worker struct {
 	l          *load
-	c          *conn
+	c          *nbd.Client
 	p          *pipeline
 	rng        *rand.Rand
 	sinceFlush int
@@ -239,7 +246,7 @@ type worker struct {
 	final      time.Duration
 }
 
-func newWorker(l *load, c *conn, index int) *worker {
+func newWorker(l *load, c *nbd.Client, index int) *worker {
 	w := &worker{l: l, c: c, rng: rand.New(rand.NewPCG(l.o.Seed, uint64(index))), stats: newStats()}
 	w.p = newPipeline(c, l.o.QueueDepth, l.o.BlockBytes)
 	w.p.next, w.p.sending, w.p.done = w.next, w.sending, w.done
@@ -249,7 +256,7 @@ func newWorker(l *load, c *conn, index int) *worker {
 func (w *worker) run(ctx, abandon context.Context) error {
 	last := func(r *request) bool {
 		w.finalStart = time.Now()
-		r.command, r.off, r.length = nbdCmdFlush, 0, 0
+		r.Cmd, r.Offset, r.length = nbd.CmdFlush, 0, 0
 		return true
 	}
 	if w.l.o.NoFinalFlush || w.l.o.ReadPercent == 100 {
@@ -267,7 +274,7 @@ func (w *worker) run(ctx, abandon context.Context) error {
 
 // sending notes what a FLUSH covers: what was acknowledged by now.
 func (w *worker) sending(r *request) {
-	if j := w.l.o.Journal; j != nil && r.command == nbdCmdFlush {
+	if j := w.l.o.Journal; j != nil && r.Cmd == nbd.CmdFlush {
 		r.mark = j.beginFlush()
 	}
 }
@@ -277,7 +284,7 @@ func (w *worker) next(r *request) bool {
 	o := &w.l.o
 	if o.FlushEvery > 0 && w.sinceFlush >= o.FlushEvery {
 		w.sinceFlush = 0
-		r.command, r.off, r.length, r.alone = nbdCmdFlush, 0, 0, o.FlushBarrier
+		r.Cmd, r.Offset, r.length, r.alone = nbd.CmdFlush, 0, 0, o.FlushBarrier
 		return true
 	}
 	if o.Ops > 0 && w.l.remaining.Add(-1) < 0 {
@@ -285,17 +292,18 @@ func (w *worker) next(r *request) bool {
 	}
 	r.length = o.BlockBytes
 	if o.ReadPercent > 0 && w.rng.IntN(100) < o.ReadPercent {
-		r.command = nbdCmdRead
-		r.off = w.l.place(w.rng)
+		r.Cmd = nbd.CmdRead
+		r.Data = r.buf[:r.length]
+		r.Offset = w.l.place(w.rng)
 		if o.Journal != nil {
-			r.floors = o.Journal.beginRead(r.floors[:0], r.off/scstore.BlockSize, int64(r.length)/scstore.BlockSize)
+			r.floors = o.Journal.beginRead(r.floors[:0], r.Offset/scstore.BlockSize, int64(r.length)/scstore.BlockSize)
 		}
 		return true
 	}
 	w.sinceFlush++
-	r.command = nbdCmdWrite
+	r.Cmd = nbd.CmdWrite
 	if o.ZeroPercent > 0 && w.rng.IntN(100) < o.ZeroPercent {
-		r.command = nbdCmdZeroes
+		r.Cmd = nbd.CmdWriteZeroes
 	}
 	w.place(r)
 	return true
@@ -305,18 +313,19 @@ func (w *worker) next(r *request) bool {
 func (w *worker) place(r *request) {
 	o := &w.l.o
 	count := int64(r.length) / scstore.BlockSize
-	for r.off = w.l.place(w.rng); o.Journal != nil; r.off = w.l.place(w.rng) {
-		if o.Journal.beginWrite(r.off/scstore.BlockSize, count, r.command == nbdCmdZeroes) {
+	for r.Offset = w.l.place(w.rng); o.Journal != nil; r.Offset = w.l.place(w.rng) {
+		if o.Journal.beginWrite(r.Offset/scstore.BlockSize, count, r.Cmd == nbd.CmdWriteZeroes) {
 			break
 		}
 	}
 	switch {
-	case r.command == nbdCmdZeroes:
+	case r.Cmd == nbd.CmdWriteZeroes:
+		r.Length = uint32(r.length)
 	case o.Journal != nil:
-		r.payload = o.Journal.appendPayload(r.buf[:0], r.off/scstore.BlockSize, count)
+		r.Data = o.Journal.appendPayload(r.buf[:0], r.Offset/scstore.BlockSize, count)
 	default:
 		at := w.rng.IntN(len(w.l.payload) - r.length)
-		r.payload = w.l.payload[at : at+r.length]
+		r.Data = w.l.payload[at : at+r.length]
 	}
 }
 
@@ -338,11 +347,11 @@ func (w *worker) done(r *request, took time.Duration) error {
 	if j == nil {
 		return nil
 	}
-	first, count := r.off/scstore.BlockSize, int64(r.length)/scstore.BlockSize
-	switch r.command {
-	case nbdCmdRead:
+	first, count := r.Offset/scstore.BlockSize, int64(r.length)/scstore.BlockSize
+	switch r.Cmd {
+	case nbd.CmdRead:
 		return j.endRead(r.floors, first, r.buf[:r.length])
-	case nbdCmdFlush:
+	case nbd.CmdFlush:
 		j.endFlush(r.mark)
 		return nil
 	default:

@@ -2,15 +2,11 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"time"
 
-	"scstore"
+	"scstore/nbd"
 )
 
 const (
@@ -19,26 +15,24 @@ const (
 	drainTimeout = 5 * time.Minute
 	// cancelTimeout bounds the same when the caller gave up.
 	cancelTimeout = 10 * time.Second
+	// maxBatch is how many requests are given to the client at once.
+	maxBatch = 64
 )
 
-// request is one request in flight. The pipeline reuses it and its buffers.
+// request is one request in flight. The pipeline reuses it and its buffer.
 type request struct {
-	command uint16
-	off     int64
-	length  int
-	payload []byte // of a write
-	buf     []byte // at least length bytes, for the data of a read or to build a payload
-	floors  []uint32
-	mark    uint64
-	start   time.Time
-	alone   bool // sent when nothing else is in flight, and nothing else before its reply
-	handle  uint64
+	nbd.Request
+	length int    // bytes that it reads or writes
+	buf    []byte // for the data of a read, or to build a payload
+	floors []uint32
+	mark   uint64
+	start  time.Time
+	alone  bool // sent when nothing else is in flight, and nothing else before its reply
 }
 
 // pipeline keeps up to depth requests in flight on one connection.
 type pipeline struct {
-	c    *conn
-	reqs []request
+	c    *nbd.Client
 	free chan *request
 	// next fills in a request, or says that there is none left. It is called by
 	// the sending goroutine alone.
@@ -47,113 +41,160 @@ type pipeline struct {
 	sending func(r *request)
 	// done sees a request that was answered without an error, in the receiving
 	// goroutine.
-	done     func(r *request, took time.Duration) error
-	finished atomic.Bool // all replies are in, and the connection is being closed
+	done func(r *request, took time.Duration) error
+
+	batch  []*nbd.Request
+	failed context.Context // done once something has failed; the cause says what
+	fail   context.CancelCauseFunc
 }
 
-func newPipeline(c *conn, depth, bufBytes int) *pipeline {
-	p := &pipeline{c: c, reqs: make([]request, depth), free: make(chan *request, depth)}
+func newPipeline(c *nbd.Client, depth, bufBytes int) *pipeline {
+	p := &pipeline{c: c, free: make(chan *request, depth), batch: make([]*nbd.Request, 0, maxBatch)}
+	p.failed, p.fail = context.WithCancelCause(context.Background())
+	reqs := make([]request, depth)
 	backing := make([]byte, depth*bufBytes)
-	for i := range p.reqs {
-		p.reqs[i].handle = uint64(i)
-		p.reqs[i].buf = backing[i*bufBytes : (i+1)*bufBytes : (i+1)*bufBytes]
-		p.free <- &p.reqs[i]
+	for i := range reqs {
+		r := &reqs[i]
+		r.buf = backing[i*bufBytes : (i+1)*bufBytes : (i+1)*bufBytes]
+		r.Done = func(*nbd.Request) { p.answered(r) }
+		p.free <- r
 	}
 	return p
 }
 
-// run sends what next gives until next has no more or ctx is done, waits for all
-// replies, then calls last, if any, whose request is sent alone, and disconnects.
-// abandon is done when the caller wants out without the last request.
-func (p *pipeline) run(ctx, abandon context.Context, last func(r *request) bool) error {
-	stop := context.AfterFunc(ctx, func() { // ctx is derived from abandon
-		limit := drainTimeout
-		if abandon.Err() != nil {
-			limit = cancelTimeout
-		}
-		p.c.nc.SetDeadline(time.Now().Add(limit))
-	})
-	defer stop()
-	stopFast := context.AfterFunc(abandon, func() { p.c.nc.SetDeadline(time.Now().Add(cancelTimeout)) })
-	defer stopFast()
-	broken, breakOff := context.WithCancelCause(context.Background())
-	defer breakOff(nil)
-	var receiver sync.WaitGroup
-	var received error
-	receiver.Go(func() {
-		received = p.receive()
-		breakOff(received)
-	})
-	err := p.sendAll(ctx, broken, p.next)
+// answered runs on the client's receiving goroutine.
+func (p *pipeline) answered(r *request) {
+	took := time.Since(r.start)
+	err := r.Err
 	if err == nil {
-		err = p.drain(broken)
+		err = p.done(r, took)
+	} else {
+		err = fmt.Errorf("%s of %d bytes at %d: %w", r.Cmd, r.length, r.Offset, err)
+	}
+	if err != nil {
+		p.fail(err)
+	}
+	p.free <- r
+}
+
+// run sends what next gives until next has no more or ctx is done, waits for all
+// replies, then sends what last gives, if anything, alone, and closes the client.
+// abandon, from which ctx is derived, is done when the caller wants out without
+// the last request.
+func (p *pipeline) run(ctx, abandon context.Context, last func(r *request) bool) error {
+	defer p.fail(nil)
+	var timers sync.WaitGroup // of those that run
+	giveUp := func(after time.Duration) func() {
+		timers.Add(1)
+		return func() {
+			defer timers.Done()
+			timer := time.NewTimer(after)
+			defer timer.Stop()
+			select {
+			case <-timer.C:
+				_ = p.c.Close() // what is in flight fails, and says so
+			case <-p.failed.Done():
+			}
+		}
+	}
+	stops := []func() bool{
+		context.AfterFunc(ctx, giveUp(drainTimeout)),
+		context.AfterFunc(abandon, giveUp(cancelTimeout)),
+	}
+	defer timers.Wait()
+	defer p.fail(nil)
+	defer func() {
+		for _, stop := range stops {
+			if stop() {
+				timers.Done()
+			}
+		}
+	}()
+	err := p.sendAll(ctx, p.next)
+	if drained := p.drain(0); err == nil {
+		err = drained
 	}
 	if err == nil && last != nil && abandon.Err() == nil {
-		err = p.sendLast(broken, last)
+		err = p.sendAll(context.Background(), once(last))
+		if err == nil {
+			err = p.drain(0)
+		}
 	}
+	closed := p.c.Close()
 	if err == nil {
-		p.finished.Store(true)
-		err = errors.Join(p.c.send(nbdCmdDisc, 0, 0, 0, nil), p.c.w.Flush())
+		err = closed
 	}
-	closed := p.c.nc.Close()
-	receiver.Wait()
-	switch {
-	case received != nil:
-		return received // why the sender stopped, if it did
-	case err != nil:
-		return err
-	}
-	return closed
+	return err
 }
 
-func (p *pipeline) sendLast(broken context.Context, last func(r *request) bool) error {
-	once := false
-	err := p.sendAll(context.Background(), broken, func(r *request) bool {
-		if once {
+// once returns f for its first call, then false.
+func once(f func(r *request) bool) func(r *request) bool {
+	called := false
+	return func(r *request) bool {
+		if called {
 			return false
 		}
-		once = true
-		return last(r)
-	})
-	if err != nil {
-		return err
+		called = true
+		return f(r)
 	}
-	return p.drain(broken)
 }
 
-// take returns a free request. Before it waits for one it sends what is queued.
-func (p *pipeline) take(ctx, broken context.Context) (*request, error) {
+// submit sends the batch.
+func (p *pipeline) submit() error {
+	if len(p.batch) == 0 {
+		return nil
+	}
+	err := p.c.Submit(p.batch...)
+	p.batch = p.batch[:0]
+	return err
+}
+
+// take returns a free request, or nil once ctx is done. Before it waits for one it
+// sends the batch.
+func (p *pipeline) take(ctx context.Context) (*request, error) {
+	if len(p.batch) < maxBatch {
+		select {
+		case r := <-p.free:
+			return r, nil
+		default:
+		}
+	}
+	if err := p.submit(); err != nil {
+		return nil, p.why(err)
+	}
 	select {
 	case r := <-p.free:
 		return r, nil
-	default:
-	}
-	if err := p.c.w.Flush(); err != nil {
-		return nil, fmt.Errorf("send: %w: %w", scstore.ErrUnreachable, err)
-	}
-	select {
-	case r := <-p.free:
-		return r, nil
-	case <-broken.Done():
-		return nil, context.Cause(broken)
 	case <-ctx.Done():
 		return nil, nil
 	}
 }
 
-func (p *pipeline) sendAll(ctx, broken context.Context, next func(r *request) bool) error {
-	for ctx.Err() == nil {
-		r, err := p.take(ctx, broken)
-		if err != nil || r == nil {
+// why prefers the first failure, which explains the ones after it.
+func (p *pipeline) why(err error) error {
+	if cause := context.Cause(p.failed); cause != nil {
+		return cause
+	}
+	return err
+}
+
+func (p *pipeline) sendAll(ctx context.Context, next func(r *request) bool) error {
+	for ctx.Err() == nil && p.failed.Err() == nil {
+		r, err := p.take(ctx)
+		if err != nil {
 			return err
 		}
-		r.alone, r.payload = false, nil
+		if r == nil {
+			break
+		}
+		r.alone, r.Data, r.Length, r.Offset = false, nil, 0, 0
 		if !next(r) {
 			p.free <- r
-			return nil
+			break
 		}
 		if r.alone {
-			if err := p.drainBut(broken, 1); err != nil {
+			if err := p.drain(1); err != nil {
+				p.free <- r
 				return err
 			}
 		}
@@ -162,61 +203,26 @@ func (p *pipeline) sendAll(ctx, broken context.Context, next func(r *request) bo
 		}
 		alone := r.alone // r is the receiver's once it is sent
 		r.start = time.Now()
-		if err := p.c.send(r.command, r.handle, r.off, r.length, r.payload); err != nil {
-			return fmt.Errorf("send: %w: %w", scstore.ErrUnreachable, err)
-		}
+		p.batch = append(p.batch, &r.Request)
 		if alone {
-			if err := p.drain(broken); err != nil {
+			if err := p.drain(0); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	return p.why(p.submit())
 }
 
-// drain waits until nothing is in flight.
-func (p *pipeline) drain(broken context.Context) error { return p.drainBut(broken, 0) }
-
-func (p *pipeline) drainBut(broken context.Context, held int) error {
+// drain sends the batch and waits until nothing is in flight but held requests.
+// The client answers every request, so that it ends.
+func (p *pipeline) drain(held int) error {
+	err := p.submit()
 	taken := make([]*request, 0, cap(p.free))
 	for len(taken) < cap(p.free)-held {
-		r, err := p.take(context.Background(), broken)
-		if err != nil {
-			return err
-		}
-		taken = append(taken, r)
+		taken = append(taken, <-p.free)
 	}
 	for _, r := range taken {
 		p.free <- r
 	}
-	return nil
-}
-
-// receive handles the replies until the connection ends.
-func (p *pipeline) receive() error {
-	for {
-		handle, code, err := p.c.reply()
-		if err != nil {
-			if p.finished.Load() {
-				return nil
-			}
-			return fmt.Errorf("receive: %w: %w", scstore.ErrUnreachable, err)
-		}
-		if handle >= uint64(len(p.reqs)) {
-			return fmt.Errorf("receive: reply to a request %d that was never sent: %w", handle, scstore.ErrInvalid)
-		}
-		r := &p.reqs[handle]
-		if code != 0 {
-			return fmt.Errorf("command %d of %d bytes at %d: the server answered: %w", r.command, r.length, r.off, syscall.Errno(code))
-		}
-		if r.command == nbdCmdRead {
-			if _, err := io.ReadFull(p.c.r, r.buf[:r.length]); err != nil {
-				return fmt.Errorf("receive: %w: %w", scstore.ErrUnreachable, err)
-			}
-		}
-		if err := p.done(r, time.Since(r.start)); err != nil {
-			return err
-		}
-		p.free <- r
-	}
+	return p.why(err)
 }

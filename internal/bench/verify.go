@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"scstore"
+	"scstore/nbd"
 )
 
 const (
@@ -92,15 +93,15 @@ func (r VerifyReport) check(lost int64) error {
 //
 // Errors: those of the connection; what is lost is in the report.
 func Verify(ctx context.Context, o VerifyOptions) (VerifyReport, error) {
-	c, err := dial(ctx, o.URL)
+	c, err := dial(ctx, o.URL, verifyDepth)
 	if err != nil {
 		return VerifyReport{}, err
 	}
 	j := o.Journal
 	end := j.BlockCount() * scstore.BlockSize
-	if c.size < end {
-		c.nc.Close()
-		return VerifyReport{}, fmt.Errorf("verify %s: %d bytes long, the journal covers %d: %w", o.URL, c.size, end, scstore.ErrInvalid)
+	if c.Size() < end {
+		_ = c.Close() // the size is the error
+		return VerifyReport{}, fmt.Errorf("verify %s: %d bytes long, the journal covers %d: %w", o.URL, c.Size(), end, scstore.ErrInvalid)
 	}
 	j.forget()
 	var mu sync.Mutex
@@ -111,7 +112,8 @@ func Verify(ctx context.Context, o VerifyOptions) (VerifyReport, error) {
 		if off == end {
 			return false
 		}
-		r.command, r.off, r.length = nbdCmdRead, off, int(min(verifyBytes, end-off))
+		r.Cmd, r.Offset, r.length = nbd.CmdRead, off, int(min(verifyBytes, end-off))
+		r.Data = r.buf[:r.length]
 		off += int64(r.length)
 		return true
 	}
@@ -119,7 +121,7 @@ func Verify(ctx context.Context, o VerifyOptions) (VerifyReport, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		for at := 0; at < r.length; at += scstore.BlockSize {
-			report.add(j, (r.off+int64(at))/scstore.BlockSize, r.buf[at:at+scstore.BlockSize])
+			report.add(j, (r.Offset+int64(at))/scstore.BlockSize, r.buf[at:at+scstore.BlockSize])
 		}
 		return nil
 	}
