@@ -344,7 +344,7 @@ func (l *Local) compact() {
 
 // writeSnapshot makes the present state the durable snapshot.
 func (l *Local) writeSnapshot() error {
-	f, err := l.replace(stateName, appendSnapshot(nil, l.options.StoreID, l.state), nil)
+	f, err := l.replace(stateName, snapshotFile(l.options.StoreID, l.state), nil)
 	if err != nil {
 		return err
 	}
@@ -357,7 +357,7 @@ func (l *Local) writeSnapshot() error {
 func (l *Local) newJournal() error {
 	end := l.end
 	l.end = frameBytes
-	f, err := l.replace(journalName, appendHeader(nil, l.options.StoreID, l.state.Applied()), l.reserve)
+	f, err := l.replace(journalName, journalHeader(l.options.StoreID, l.state.Applied()), l.reserve)
 	if err != nil {
 		l.end = end
 		return err

@@ -103,10 +103,10 @@ func (f frame) appendTo(b []byte, store scstore.StoreID) []byte {
 	return b
 }
 
-// appendHeader appends the header frame of a journal that goes on after command
+// journalHeader returns the header frame of a journal that goes on after command
 // number base.
-func appendHeader(b []byte, store scstore.StoreID, base uint64) []byte {
-	return frame{kind: frameHeader, last: true, number: base, payload: store[:]}.appendTo(b, store)
+func journalHeader(store scstore.StoreID, base uint64) []byte {
+	return frame{kind: frameHeader, last: true, number: base, payload: store[:]}.appendTo(nil, store)
 }
 
 // appendCommand appends the frames of an encoded command.
@@ -158,12 +158,10 @@ func isZero(b []byte) bool {
 	return bytes.Equal(b, zeroFrame[:len(b)])
 }
 
-// appendSnapshot appends a snapshot file of the state.
-func appendSnapshot(b []byte, store scstore.StoreID, s *meta.State) []byte {
-	start := len(b)
-	b = append(b, make([]byte, snapshotHeaderBytes)...)
-	b = s.AppendTo(b)
-	header, body := b[start:][:snapshotHeaderBytes], b[start+snapshotHeaderBytes:]
+// snapshotFile returns a snapshot file of the state.
+func snapshotFile(store scstore.StoreID, s *meta.State) []byte {
+	b := s.AppendTo(make([]byte, snapshotHeaderBytes))
+	header, body := b[:snapshotHeaderBytes], b[snapshotHeaderBytes:]
 	invariant.Check(len(body) <= MaxStateBytes, "state of %d bytes", len(body))
 	copy(header, snapshotMagic[:])
 	header[4] = wireVersion

@@ -29,7 +29,7 @@ func testCommands() []meta.Command {
 }
 
 func testJournal() []byte {
-	b := appendHeader(nil, testStore, 41)
+	b := journalHeader(testStore, 41)
 	for i, c := range testCommands() {
 		b = appendCommand(b, testStore, 42+uint64(i), c.AppendTo(nil))
 	}
@@ -41,7 +41,7 @@ func testSnapshot() []byte {
 	for _, c := range testCommands() {
 		s.Apply(c)
 	}
-	return appendSnapshot(nil, testStore, s)
+	return snapshotFile(testStore, s)
 }
 
 func golden(t *testing.T, name string, b []byte) {
@@ -95,13 +95,13 @@ func TestParse_NewerVersionIsToldFromDamage(t *testing.T) {
 func FuzzParseJournal(f *testing.F) {
 	f.Add(testJournal())
 	f.Add(testJournal()[:3*frameBytes])
-	f.Add(appendHeader(nil, testStore, 0))
+	f.Add(journalHeader(testStore, 0))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := parseJournal(b, testStore)
 		if err != nil {
 			return
 		}
-		again := appendHeader(nil, testStore, c.base)
+		again := journalHeader(testStore, c.base)
 		for i, command := range c.commands {
 			again = appendCommand(again, testStore, c.base+1+uint64(i), command.AppendTo(nil))
 		}
@@ -123,10 +123,10 @@ func FuzzParseFrame(f *testing.F) {
 
 func FuzzParseSnapshot(f *testing.F) {
 	f.Add(testSnapshot())
-	f.Add(appendSnapshot(nil, testStore, meta.New()))
+	f.Add(snapshotFile(testStore, meta.New()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := parseSnapshot(b, testStore)
-		if err == nil && !bytes.Equal(appendSnapshot(nil, testStore, s), b) {
+		if err == nil && !bytes.Equal(snapshotFile(testStore, s), b) {
 			t.Fatal("another encoding")
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -241,8 +242,8 @@ func drawOp(t *rapid.T, m *model) meta.Op {
 // at random points the state goes through its encoding, and a second state that
 // applies the encoded commands must have the same bytes throughout.
 func TestModel_RandomHistories(t *testing.T) {
-	if flag.Lookup("rapid.checks").Value.String() == "100" { // rapid's default; a soak run sets its own
-		if err := flag.Set("rapid.checks", "1000"); err != nil {
+	if flag.Lookup("rapid.checks").Value.String() == "100" { // rapid's default; a person may ask for another
+		if err := flag.Set("rapid.checks", strconv.Itoa(modelChecks)); err != nil {
 			t.Fatal(err)
 		}
 	}

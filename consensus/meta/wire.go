@@ -220,11 +220,11 @@ func (s *State) AppendTo(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(len(s.records)))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(s.sessions)))
 	for _, id := range sortedKeys(s.records) {
-		b = s.records[scstore.VolumeID(id)].appendTo(b)
+		b = s.records[id].appendTo(b)
 	}
 	for _, client := range sortedKeys(s.sessions) {
 		b = append(b, client[:]...)
-		b = s.sessions[ClientID(client)].appendTo(b)
+		b = s.sessions[client].appendTo(b)
 	}
 	return b
 }
