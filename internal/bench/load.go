@@ -35,7 +35,8 @@ type LoadOptions struct {
 	ZeroPercent int    // share of WRITE_ZEROES among the writes, 0 to 100
 	Sequential  bool   // one cursor for all connections, round and round; else uniformly random
 
-	WorkingSetBytes int64 // from the start of the export; default all of it
+	OffsetBytes     int64 // where the working set begins; a multiple of 4096
+	WorkingSetBytes int64 // default: to the end of the export
 
 	FlushEvery   int  // on each connection one FLUSH after that many writes; 0: only at the end
 	FlushBarrier bool // a FLUSH waits for the writes before it and holds back those after it
@@ -82,6 +83,8 @@ func (o LoadOptions) Validate() error {
 		{inFlight > MaxInFlightBytes, fmt.Sprintf("bytes in flight: %d, want at most %d", inFlight, MaxInFlightBytes)},
 		{o.ReadPercent < 0 || o.ReadPercent > 100, fmt.Sprintf("share of reads: %d, want 0 to 100", o.ReadPercent)},
 		{o.ZeroPercent < 0 || o.ZeroPercent > 100, fmt.Sprintf("share of zeroes: %d, want 0 to 100", o.ZeroPercent)},
+		{o.OffsetBytes < 0 || o.OffsetBytes%scstore.BlockSize != 0, fmt.Sprintf("offset: %d, want a multiple of %d", o.OffsetBytes, scstore.BlockSize)},
+		{o.OffsetBytes > 0 && o.Journal != nil, "a verified load begins at offset 0"},
 		{o.FlushEvery < 0 || o.Ops < 0 || o.Duration < 0 || o.WorkingSetBytes < 0, "negative count, duration or size"},
 		{o.Journal != nil && o.BlockBytes%scstore.BlockSize != 0, fmt.Sprintf("block size: %d, a verified load wants a multiple of %d", o.BlockBytes, scstore.BlockSize)},
 	} {
@@ -201,7 +204,7 @@ func closeAll(conns []*nbd.Client) (err error) {
 }
 
 func newLoad(o LoadOptions, size int64) (*load, error) {
-	set := size
+	set := size - o.OffsetBytes
 	if o.WorkingSetBytes > 0 {
 		set = min(set, o.WorkingSetBytes)
 	}
@@ -209,7 +212,7 @@ func newLoad(o LoadOptions, size int64) (*load, error) {
 		set = min(set, o.Journal.BlockCount()*scstore.BlockSize)
 	}
 	l := &load{o: o, blocks: set / int64(o.BlockBytes)}
-	if l.blocks == 0 {
+	if l.blocks <= 0 {
 		return nil, fmt.Errorf("load %s: no block of %d bytes in %d bytes: %w", o.URL, o.BlockBytes, set, scstore.ErrInvalid)
 	}
 	if o.Journal != nil && l.blocks < int64(o.Connections)*int64(o.QueueDepth)*2 {
@@ -337,7 +340,7 @@ func (l *load) place(rng *rand.Rand) int64 {
 	} else {
 		block = rng.Int64N(l.blocks)
 	}
-	return block * int64(l.o.BlockBytes)
+	return l.o.OffsetBytes + block*int64(l.o.BlockBytes)
 }
 
 // done records an answered request.

@@ -50,7 +50,7 @@ func TestLoad_DoesWhatItIsTold(t *testing.T) {
 func TestLoad_MixAndWorkingSet(t *testing.T) {
 	dev := newVolatile(64 << 20)
 	url, _ := serve(t, 64<<20, dev)
-	got, err := Load(t.Context(), LoadOptions{URL: url, Ops: 4000, ReadPercent: 70, WorkingSetBytes: 1 << 20, Seed: 5})
+	got, err := Load(t.Context(), LoadOptions{URL: url, Ops: 4000, ReadPercent: 70, OffsetBytes: 2 << 20, WorkingSetBytes: 1 << 20, Seed: 5})
 	check(t, err)
 	if got.Reads < 2600 || got.Reads > 3000 {
 		t.Errorf("%d of 4000 were reads, want about 2800", got.Reads)
@@ -59,7 +59,7 @@ func TestLoad_MixAndWorkingSet(t *testing.T) {
 	for b := range int64(len(dev.live) / scstore.BlockSize) {
 		switch block := dev.live[b*scstore.BlockSize : (b+1)*scstore.BlockSize]; {
 		case isZero(block):
-		case b < 256:
+		case b >= 512 && b < 768:
 			written++
 		default:
 			t.Fatalf("block %d is outside the working set and was written", b)
@@ -102,6 +102,8 @@ func TestLoad_RefusesBadOptions(t *testing.T) {
 		"too few to verify":  {URL: url, Journal: small},
 		"negative duration":  {URL: url, Duration: -1},
 		"negative flushes":   {URL: url, FlushEvery: -1},
+		"an odd offset":      {URL: url, OffsetBytes: 100},
+		"offset over export": {URL: url, OffsetBytes: 1 << 20},
 		"share of zeroes":    {URL: url, ZeroPercent: -1},
 		"negative work set ": {URL: url, WorkingSetBytes: -1},
 	} {
