@@ -24,7 +24,7 @@ type Volume struct {
 	Kind        Kind             `json:"kind"`
 	ID          scstore.VolumeID `json:"id"`
 	SizeBytes   int64            `json:"size_bytes"`             // what a guest sees
-	DataBytes   int64            `json:"data_bytes"`             // what it holds of its own, without its base
+	DataBytes   *int64           `json:"data_bytes,omitempty"`   // what it holds of its own, without its base; left out if counting takes long
 	Base        string           `json:"base,omitempty"`         // the image that it is a clone of
 	Clones      []string         `json:"clones,omitempty"`       // the volumes based on it, sorted
 	Position    scstore.Position `json:"position"`               // of the last sealed epoch
