@@ -64,7 +64,7 @@ func (e *environ) examine(ctx context.Context, dir string, rebuild bool) (api.Re
 		}
 	}()
 	if dir != "" {
-		return host.Check(ctx, host.Options{Dir: dir, Version: build().Version}, rebuild, show)
+		return host.Check(ctx, host.Options{Dir: dir, Version: build().version()}, rebuild, show)
 	}
 	var report api.Report
 	err := e.withClient(func(c *api.Client) error {
@@ -75,7 +75,7 @@ func (e *environ) examine(ctx context.Context, dir string, rebuild bool) (api.Re
 		if report, err = c.Doctor(ctx, show); err != nil {
 			return err
 		}
-		if mine := build().Version; status.Version != mine {
+		if mine := build().version(); status.Version != mine {
 			report.Findings = append(report.Findings, api.Finding{
 				Severity: api.SeverityWarning, Subject: c.Addr().String(),
 				Message: fmt.Sprintf("the host runs version %s, this program is %s", status.Version, mine),

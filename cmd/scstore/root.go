@@ -80,7 +80,7 @@ unix:` + filepath.Join(defaultDir, apiSocket) + `.
 	f.BoolVarP(&e.quiet, "quiet", "q", false, "no talk on standard error but errors")
 	root.AddCommand(
 		newServe(e), newStatus(e), newDoctor(e),
-		newImage(e), newVolume(e), newNBD(e), newVersion(e),
+		newImage(e), newVolume(e), newNBD(e), newBench(e), newBareLoop(), newVersion(e),
 	)
 	return root
 }

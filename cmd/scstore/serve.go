@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"scstore"
@@ -34,7 +33,7 @@ The sockets have mode 0600: who may use them is who may use the store.`,
 				}
 				o.MapMemoryBytes = n
 			}
-			o.Version = build().Version
+			o.Version = build().version()
 			o.Logger = e.logger()
 			return e.serve(cmd.Context(), o)
 		},
@@ -75,10 +74,8 @@ func (e *environ) serve(ctx context.Context, o host.Options) error {
 		e.talk("insecure: addresses that are no unix sockets are open to everybody who reaches them")
 	}
 	e.talk("ready")
-	notify(o.Logger, daemon.SdNotifyReady)
 	stop := context.AfterFunc(ctx, func() {
 		e.talk("stopping: %v; a second signal stops at once", context.Cause(ctx))
-		notify(o.Logger, daemon.SdNotifyStopping)
 	})
 	defer stop()
 	err = h.Serve(ctx)
@@ -90,11 +87,4 @@ func (e *environ) serve(ctx context.Context, o host.Options) error {
 	}
 	e.talk("stopped")
 	return nil
-}
-
-// notify tells systemd, if it started this process.
-func notify(log *slog.Logger, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("systemd was not told", "err", err)
-	}
 }

@@ -9,6 +9,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// commit is the revision, set by the linker (Makefile).
+var commit string
+
 // buildInfo says what this binary is.
 type buildInfo struct {
 	Version  string `json:"version"` // of the module, or (devel)
@@ -20,7 +23,7 @@ type buildInfo struct {
 
 // build reads what the linker left.
 func build() buildInfo {
-	b := buildInfo{Version: "(devel)", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	b := buildInfo{Version: "(devel)", Revision: commit, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return b
@@ -39,6 +42,15 @@ func build() buildInfo {
 	return b
 }
 
+// version is the version for people and for comparing: that of the module, else the
+// revision.
+func (b buildInfo) version() string {
+	if b.Version == "(devel)" && b.Revision != "" {
+		return b.Version + "-" + b.Revision[:min(len(b.Revision), 12)]
+	}
+	return b.Version
+}
+
 func newVersion(e *environ) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
@@ -47,7 +59,7 @@ func newVersion(e *environ) *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			b := build()
 			return e.print(b, func(w io.Writer) {
-				fmt.Fprintf(w, "scstore %s %s %s\n", b.Version, b.Go, b.Platform)
+				fmt.Fprintf(w, "scstore %s %s %s\n", b.version(), b.Go, b.Platform)
 			})
 		},
 	}

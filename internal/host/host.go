@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -121,8 +122,10 @@ func (h *Host) Addrs() (apiAddr, nbdAddr api.Addr) { return h.o.apiAddr, h.o.nbd
 func (h *Host) Dir() string { return h.o.Dir }
 
 // Serve serves until ctx ends, which is a clean end, or until the store cannot go
-// on; then it returns why. Close comes after it in every case.
+// on; then it returns why. It tells systemd, if that started the process, when it
+// serves and when it stops (sd_notify). Close comes after it in every case.
 func (h *Host) Serve(ctx context.Context) error {
+	h.notify(daemon.SdNotifyReady)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.nbd.Serve(context.WithoutCancel(ctx), h.nbdListener) })
 	g.Go(func() error { return h.api.Serve(h.apiListener) })
@@ -132,12 +135,20 @@ func (h *Host) Serve(ctx context.Context) error {
 		case <-ctx.Done():
 		case fatal = <-h.blocks.Fatal():
 		}
+		h.notify(daemon.SdNotifyStopping)
 		return errors.Join(fatal, h.closeDoors())
 	})
 	if err := g.Wait(); err != nil && !errors.Is(err, scstore.ErrClosed) {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// notify tells systemd.
+func (h *Host) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		h.log.Warn("systemd was not told", "err", err)
+	}
 }
 
 // closeDoors ends connections and requests, the guests' first: a removal that
