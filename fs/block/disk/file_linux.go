@@ -46,7 +46,7 @@ func (f *dirFile) ReadAt(p []byte, off int64) (int, error) {
 	done := 0
 	for done < len(p) {
 		n, err := unix.Pread(f.fd, p[done:], off+int64(done))
-		if err == unix.EINTR { //nolint:errorlint // a bare errno, on the hot path
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
@@ -76,10 +76,10 @@ func (f *dirFile) ReadNowAt(p []byte, off int64) (ok bool, err error) {
 	}
 	for {
 		n, err := preadv2(f.fd, p, off, flags)
-		switch err { //nolint:errorlint // a bare errno, on the hot path
+		switch err {
 		case nil:
 			return n == len(p), nil
-		case unix.EAGAIN:
+		case unix.EAGAIN: //nolint:errorlint // a bare errno, on the hot path
 			return false, nil
 		case unix.EINTR:
 		case unix.EOPNOTSUPP, unix.ENOSYS:
@@ -112,7 +112,7 @@ func (f *dirFile) writeLocked(p []byte, off int64) (int, error) {
 	done := 0
 	for done < len(p) {
 		n, err := unix.Pwrite(f.fd, p[done:], off+int64(done))
-		if err == unix.EINTR { //nolint:errorlint // a bare errno, on the hot path
+		if err == unix.EINTR {
 			continue
 		}
 		if err == nil && n == 0 {
@@ -157,7 +157,7 @@ func (f *dirFile) writeGroupLocked(bufs [][]byte, off int64) error {
 	if len(bufs) > 1 {
 		for {
 			n, err := pwritev(f.fd, bufs, off)
-			if err == unix.EINTR { //nolint:errorlint // a bare errno, on the hot path
+			if err == unix.EINTR {
 				continue
 			}
 			if err != nil {
@@ -212,7 +212,7 @@ func (f *dirFile) WriteBack(off, length int64) error {
 		return err
 	}
 	defer f.mu.RUnlock()
-	switch err := unix.SyncFileRange(f.fd, off, length, unix.SYNC_FILE_RANGE_WRITE); err { //nolint:errorlint // a bare errno
+	switch err := unix.SyncFileRange(f.fd, off, length, unix.SYNC_FILE_RANGE_WRITE); err {
 	case nil, unix.ENOSYS, unix.EOPNOTSUPP, unix.EINTR:
 		return nil
 	default:
@@ -237,7 +237,7 @@ func (f *dirFile) Close() error {
 	fd := f.fd
 	f.fd = -1
 	// Linux frees the descriptor even when it reports EINTR: never twice.
-	if err := unix.Close(fd); err != nil && err != unix.EINTR { //nolint:errorlint // a bare errno
+	if err := unix.Close(fd); err != nil && err != unix.EINTR {
 		return osError("close", f.name, err)
 	}
 	return nil

@@ -53,6 +53,7 @@ func (o Op) String() string {
 		fmt.Fprintf(&b, " %d %d", o.Off, o.Len)
 	case Allocate, Truncate:
 		fmt.Fprintf(&b, " %d", o.Len)
+	default: // names say it all
 	}
 	return b.String()
 }

@@ -153,7 +153,7 @@ func testRename(t *testing.T, fsys disk.FS) {
 	list(t, fsys, "b")
 	f, err := fsys.Open("b")
 	check(t, err)
-	defer f.Close()
+	defer func() { check(t, f.Close()) }()
 	if got := content(t, f); string(got) != "new" {
 		t.Errorf("renamed content %q, want new", got)
 	}
