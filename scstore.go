@@ -123,3 +123,19 @@ const (
 	RangeData RangeState = iota // stored bytes, whatever they are
 	RangeHole                   // no stored bytes; reads as zeros
 )
+
+// PieceState says what a table of the local store knows of a run of blocks.
+type PieceState uint8
+
+// The states of a piece.
+const (
+	PieceData   PieceState = iota // stored here
+	PieceHole                     // known to be zeros
+	PieceAbsent                   // never written here: the base shows through, or zeros
+)
+
+// Piece is a run of blocks in one state.
+type Piece struct {
+	Extent
+	State PieceState
+}

@@ -1,0 +1,19 @@
+// Package volume is the write engine: it turns a guest's reads and writes, of any
+// alignment, into blocks of a table, resolves what the table never held in the
+// base chain, checks the fence, and closes epochs. It implements steps W2, W3 and
+// W5 of the write path and R2 and R3 of the read path. It does no I/O of its own,
+// starts no goroutine and reads no clock: the table below it does, and the doors
+// above it.
+//
+// Invariants:
+//
+//	V1 A block reads as: the table's data or hole, else the nearest base's, else zeros.
+//	V2 Nothing is written, and no flush succeeds, once a higher fence is known; the
+//	   fence is checked before the write and again after the sync.
+//	V3 A sealed epoch is a point in write order: every write that returned before
+//	   Seal is in it, none that was called after.
+//	V4 Writes that share a block are atomic towards each other, whatever their
+//	   alignment.
+//
+// Lock order: Volume.seal, then Volume.ragged, then the dirty set's.
+package volume

@@ -1,0 +1,416 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"scstore"
+)
+
+// MaxRequestBytes bounds one read or write.
+const MaxRequestBytes = 32 << 20
+
+// Reader is a table, or a view of one, as it can be read. *block.Table and
+// *block.Pin are.
+type Reader interface {
+	// ReadBlocks fills p with whole blocks from first on and appends the runs
+	// without data to gaps: holes, of which p is zero, and absent blocks, of which p
+	// is undefined. ok is false if now is set and the device would be waited for.
+	ReadBlocks(first scstore.BlockIndex, p []byte, gaps []scstore.Piece, now bool) (_ []scstore.Piece, ok bool, err error)
+	// Status appends pieces that cover the extent, in order.
+	Status(e scstore.Extent, dst []scstore.Piece) ([]scstore.Piece, error)
+	// SizeBytes returns the size; blocks beyond it are absent.
+	SizeBytes() int64
+}
+
+// View is a Reader of one moment, held until Release.
+type View interface {
+	Reader
+	Release()
+}
+
+// Table is where a volume's own blocks are; see *block.Table.
+type Table interface {
+	Reader
+	WriteBlocks(first scstore.BlockIndex, p []byte) error
+	ZeroBlocks(e scstore.Extent, discard bool) error
+	Pin() (View, error)
+	Publish() error
+	Sync(ctx context.Context) error
+}
+
+// Options says what to open.
+type Options struct {
+	ID scstore.VolumeID
+	// Table holds the volume's own blocks. Required.
+	Table Table
+	// Base are the tables that show through where Table is absent, nearest first.
+	Base []Reader
+	// Head is the position of the last sealed epoch; its fence is the one that the
+	// volume is written under.
+	Head scstore.Position
+	// ReadOnly refuses writes with ErrReadOnly.
+	ReadOnly bool
+}
+
+// FencedError says by whom a writer was fenced out. It wraps ErrFenced.
+type FencedError struct {
+	Held, Current scstore.Fence
+}
+
+// Error names both fences.
+func (e *FencedError) Error() string {
+	return fmt.Sprintf("fence %d was superseded by %d: %v", e.Held, e.Current, scstore.ErrFenced)
+}
+
+// Unwrap returns ErrFenced.
+func (e *FencedError) Unwrap() error { return scstore.ErrFenced }
+
+// Volume is an open volume. All methods are safe for concurrent use.
+type Volume struct {
+	id       scstore.VolumeID
+	table    Table
+	base     []Reader
+	fence    scstore.Fence
+	readOnly bool
+	current  atomic.Uint64 // the highest fence known; above fence: fenced out
+	closed   atomic.Bool
+
+	// seal is held by writers shared, and by Seal alone while it ends the epoch.
+	seal  sync.RWMutex
+	head  scstore.Position
+	dirty *dirtySet
+
+	// ragged is held shared by writes of whole blocks, alone by those that read a
+	// block to change a part of it.
+	ragged sync.RWMutex
+}
+
+// Open returns the volume. Errors: ErrInvalid.
+func Open(o Options) (*Volume, error) {
+	if o.Table == nil || o.ID.IsZero() {
+		return nil, fmt.Errorf("open volume %s: no table: %w", o.ID, scstore.ErrInvalid)
+	}
+	v := &Volume{
+		id: o.ID, table: o.Table, base: o.Base, fence: o.Head.Fence, readOnly: o.ReadOnly,
+		head: o.Head, dirty: newDirtySet(),
+	}
+	v.current.Store(uint64(v.fence))
+	return v, nil
+}
+
+// ID returns the volume's id.
+func (v *Volume) ID() scstore.VolumeID { return v.id }
+
+// Size returns the size in bytes, a multiple of 4096.
+func (v *Volume) Size() int64 { return v.table.SizeBytes() }
+
+// ReadOnly reports whether writes are refused.
+func (v *Volume) ReadOnly() bool { return v.readOnly }
+
+// Head returns the position of the last sealed epoch.
+func (v *Volume) Head() scstore.Position {
+	v.seal.RLock()
+	defer v.seal.RUnlock()
+	return v.head
+}
+
+// Revoke makes known that fence was granted. If it is higher than the volume's,
+// no write and no flush succeeds from here on.
+func (v *Volume) Revoke(fence scstore.Fence) {
+	for {
+		old := v.current.Load()
+		if uint64(fence) <= old || v.current.CompareAndSwap(old, uint64(fence)) {
+			return
+		}
+	}
+}
+
+// Close ends the use of the volume; what was written stays as durable as it was.
+func (v *Volume) Close() error {
+	v.closed.Store(true)
+	return nil
+}
+
+// writable is step W2's check.
+func (v *Volume) writable() error {
+	switch {
+	case v.closed.Load():
+		return fmt.Errorf("volume %s: %w", v.id, scstore.ErrClosed)
+	case v.readOnly:
+		return fmt.Errorf("volume %s: %w", v.id, scstore.ErrReadOnly)
+	case v.current.Load() != uint64(v.fence):
+		return fmt.Errorf("volume %s: %w", v.id, &FencedError{v.fence, scstore.Fence(v.current.Load())})
+	}
+	return nil
+}
+
+// check bounds a request.
+func (v *Volume) check(off, length int64) error {
+	if off < 0 || length < 0 || off > v.Size() || length > v.Size()-off {
+		return fmt.Errorf("volume %s: bytes %d+%d of %d: %w", v.id, off, length, v.Size(), scstore.ErrInvalid)
+	}
+	return nil
+}
+
+func aligned(off, length int64) bool { return (off|length)%scstore.BlockSize == 0 }
+
+// cover returns the blocks that the bytes touch.
+func cover(off, length int64) scstore.Extent {
+	first := off / scstore.BlockSize
+	end := (off + length + scstore.BlockSize - 1) / scstore.BlockSize
+	return scstore.Extent{First: scstore.BlockIndex(first), Count: uint64(end - first)}
+}
+
+// within returns the whole blocks that the bytes hold.
+func within(off, length int64) scstore.Extent {
+	first := (off + scstore.BlockSize - 1) / scstore.BlockSize
+	end := (off + length) / scstore.BlockSize
+	return scstore.Extent{First: scstore.BlockIndex(first), Count: uint64(max(end-first, 0))}
+}
+
+// WriteAt writes p at byte off: steps W2 and W3. It is visible to reads when the
+// call returns.
+//
+// Durability: it survives the death of this process after Publish, a power loss
+// after Flush.
+// Errors: ErrInvalid, ErrReadOnly, ErrFenced, ErrNoSpace (parts may have been
+// written; the same write may be tried again), ErrPoisoned, ErrCorrupt.
+func (v *Volume) WriteAt(p []byte, off int64) error {
+	if err := v.check(off, int64(len(p))); err != nil || len(p) == 0 {
+		return err
+	}
+	v.seal.RLock()
+	defer v.seal.RUnlock()
+	if err := v.writable(); err != nil {
+		return err
+	}
+	if aligned(off, int64(len(p))) {
+		v.ragged.RLock()
+		defer v.ragged.RUnlock()
+		return v.writeBlocks(scstore.BlockIndex(off/scstore.BlockSize), p)
+	}
+	v.ragged.Lock()
+	defer v.ragged.Unlock()
+	return v.writeRagged(p, off)
+}
+
+// writeBlocks writes whole blocks and notes them as changed.
+func (v *Volume) writeBlocks(first scstore.BlockIndex, p []byte) error {
+	v.dirty.mark(scstore.Extent{First: first, Count: uint64(len(p) / scstore.BlockSize)})
+	if err := v.table.WriteBlocks(first, p); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	return nil
+}
+
+// writeRagged reads the blocks at the ends of [off, off+len(p)), and writes all
+// that p touches. ragged is held.
+func (v *Volume) writeRagged(p []byte, off int64) error {
+	e := cover(off, int64(len(p)))
+	buf := make([]byte, e.Count*scstore.BlockSize)
+	last := e.End() - 1
+	ends := []scstore.BlockIndex{e.First}
+	if last != e.First {
+		ends = append(ends, last)
+	}
+	for _, block := range ends {
+		part := buf[(block - e.First).Offset():][:scstore.BlockSize]
+		if _, _, err := v.readBlocks(block, part, nil, false); err != nil {
+			return err
+		}
+	}
+	copy(buf[off-e.First.Offset():], p)
+	return v.writeBlocks(e.First, buf)
+}
+
+// Zero makes the bytes read as zeros. Whole blocks cost no space: with keep, the
+// guest asked that a later write there cannot run out of space, which a
+// log-structured store grants no range, stored or not, so keep changes nothing.
+// Durability and errors as for WriteAt.
+func (v *Volume) Zero(off, length int64, keep bool) error {
+	_ = keep
+	return v.zero(off, length, false)
+}
+
+// Discard gives the whole blocks within the bytes back; they read as zeros.
+// Durability and errors as for WriteAt.
+func (v *Volume) Discard(off, length int64) error { return v.zero(off, length, true) }
+
+func (v *Volume) zero(off, length int64, discard bool) error {
+	if err := v.check(off, length); err != nil || length == 0 {
+		return err
+	}
+	v.seal.RLock()
+	defer v.seal.RUnlock()
+	if err := v.writable(); err != nil {
+		return err
+	}
+	whole := within(off, length)
+	if !discard && !aligned(off, length) {
+		v.ragged.Lock()
+		defer v.ragged.Unlock()
+		if err := v.zeroEnds(off, length, whole); err != nil {
+			return err
+		}
+	} else {
+		v.ragged.RLock()
+		defer v.ragged.RUnlock()
+	}
+	if whole.Count == 0 {
+		return nil
+	}
+	v.dirty.mark(whole)
+	if err := v.table.ZeroBlocks(whole, discard); err != nil {
+		return fmt.Errorf("zero: %w", err)
+	}
+	return nil
+}
+
+// zeroEnds writes zeros to the parts of [off, off+length) outside of whole.
+func (v *Volume) zeroEnds(off, length int64, whole scstore.Extent) error {
+	end := off + length
+	if whole.Count == 0 {
+		return v.writeRagged(make([]byte, length), off)
+	}
+	if head := whole.First.Offset(); off < head {
+		if err := v.writeRagged(make([]byte, head-off), off); err != nil {
+			return err
+		}
+	}
+	if tail := whole.End().Offset(); tail < end {
+		return v.writeRagged(make([]byte, end-tail), tail)
+	}
+	return nil
+}
+
+// Publish makes what was written survive the death of this process. Call it
+// before acknowledging a write: guarantee G2 (a).
+func (v *Volume) Publish() error { return v.table.Publish() }
+
+// Flush makes every write that returned before the call durable: step W4,
+// guarantee G2 (b). Errors: ErrFenced, ErrPoisoned (nothing may be assumed then).
+func (v *Volume) Flush(ctx context.Context) error {
+	if v.readOnly {
+		return nil
+	}
+	if err := v.writable(); err != nil {
+		return err
+	}
+	if err := v.table.Sync(ctx); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return v.writable()
+}
+
+// ReadAt fills p from byte off and appends to holes the ranges of it that hold no
+// data, clipped to the request, in order: steps R2 to R6. Errors: ErrInvalid,
+// ErrCorrupt for bytes that fail to verify, ErrClosed.
+func (v *Volume) ReadAt(p []byte, off int64, holes []scstore.Range) ([]scstore.Range, error) {
+	holes, _, err := v.read(p, off, holes, false)
+	return holes, err
+}
+
+// ReadNowAt reads like ReadAt if that takes no wait for the device; otherwise ok
+// is false and p undefined.
+func (v *Volume) ReadNowAt(p []byte, off int64, holes []scstore.Range) (_ []scstore.Range, ok bool, err error) {
+	return v.read(p, off, holes, true)
+}
+
+func (v *Volume) read(p []byte, off int64, holes []scstore.Range, now bool) ([]scstore.Range, bool, error) {
+	if err := v.check(off, int64(len(p))); err != nil || len(p) == 0 {
+		return holes, err == nil, err
+	}
+	if v.closed.Load() {
+		return holes, false, fmt.Errorf("volume %s: %w", v.id, scstore.ErrClosed)
+	}
+	e, buf := cover(off, int64(len(p))), p
+	if !aligned(off, int64(len(p))) {
+		buf = make([]byte, e.Count*scstore.BlockSize)
+	}
+	var few [8]scstore.Piece
+	pieces, ok, err := v.readBlocks(e.First, buf, few[:0], now)
+	if err != nil || !ok {
+		return holes, ok, err
+	}
+	if !aligned(off, int64(len(p))) {
+		copy(p, buf[off-e.First.Offset():])
+	}
+	for _, piece := range pieces {
+		from, to := max(piece.First.Offset(), off), min(piece.End().Offset(), off+int64(len(p)))
+		holes = appendRange(holes, scstore.Range{Offset: from, Length: to - from, State: scstore.RangeHole})
+	}
+	return holes, true, nil
+}
+
+// appendRange appends r, joined to the last range if it continues it.
+func appendRange(dst []scstore.Range, r scstore.Range) []scstore.Range {
+	if n := len(dst); n > 0 && dst[n-1].State == r.State && dst[n-1].Offset+dst[n-1].Length == r.Offset {
+		dst[n-1].Length += r.Length
+		return dst
+	}
+	return append(dst, r)
+}
+
+// readBlocks reads whole blocks through the base chain: step R3. The pieces it
+// appends are the runs without data anywhere, in order; p is zero there.
+func (v *Volume) readBlocks(first scstore.BlockIndex, p []byte, pieces []scstore.Piece, now bool) ([]scstore.Piece, bool, error) {
+	pieces, ok, err := v.table.ReadBlocks(first, p, pieces, now)
+	if err != nil || !ok {
+		return pieces, ok, err
+	}
+	absent := false
+	for _, piece := range pieces {
+		absent = absent || piece.State == scstore.PieceAbsent
+	}
+	if !absent {
+		return pieces, true, nil
+	}
+	var out []scstore.Piece
+	for _, piece := range pieces {
+		if piece.State != scstore.PieceAbsent {
+			out = append(out, piece)
+			continue
+		}
+		part := p[(piece.First - first).Offset():][:piece.Count*scstore.BlockSize]
+		if out, ok, err = readChain(v.base, piece.Extent, part, out, now); err != nil || !ok {
+			return out, ok, err
+		}
+	}
+	return out, true, nil
+}
+
+// readChain reads an extent from the first table of a chain that knows it.
+func readChain(chain []Reader, e scstore.Extent, p []byte, out []scstore.Piece, now bool) ([]scstore.Piece, bool, error) {
+	if len(chain) == 0 {
+		clear(p)
+		return append(out, scstore.Piece{Extent: e, State: scstore.PieceHole}), true, nil
+	}
+	size := scstore.Extent{Count: uint64(chain[0].SizeBytes()) / scstore.BlockSize}
+	in := e.Clamp(size)
+	inside := p[:in.Count*scstore.BlockSize]
+	ok := true
+	if in.Count > 0 {
+		pieces, readOK, err := chain[0].ReadBlocks(in.First, inside, nil, now)
+		if err != nil || !readOK {
+			return out, readOK, err
+		}
+		for _, piece := range pieces {
+			if piece.State != scstore.PieceAbsent {
+				out = append(out, piece)
+				continue
+			}
+			part := inside[(piece.First - in.First).Offset():][:piece.Count*scstore.BlockSize]
+			if out, ok, err = readChain(chain[1:], piece.Extent, part, out, now); err != nil || !ok {
+				return out, ok, err
+			}
+		}
+	}
+	if rest := e.Count - in.Count; rest > 0 {
+		clear(p[len(inside):])
+		out = append(out, scstore.Piece{Extent: scstore.Extent{First: e.First + scstore.BlockIndex(in.Count), Count: rest}, State: scstore.PieceHole})
+	}
+	return out, true, nil
+}
