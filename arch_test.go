@@ -43,6 +43,7 @@ var libraries = map[string][]string{
 	"github.com/HdrHistogram/hdrhistogram-go": {"internal/bench"},
 	"github.com/coreos/go-systemd":            {"internal/host"},
 	"github.com/dgraph-io/badger":             {"fs/block"},
+	"github.com/docker/go-units":              {"cmd/scstore"},
 	"github.com/gofrs/flock":                  {"internal/host"},
 	"github.com/google/go-cmp":                {"internal/testutil"},
 	"github.com/prometheus/client_golang":     {"fs/block", "fs/volume", "internal/api", "internal/host", "nbd"},
