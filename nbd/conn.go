@@ -19,7 +19,7 @@ import (
 const (
 	readBufferBytes = 256 << 10 // requests, and payload that is written in place
 	outBufferBytes  = 256 << 10 // replies, and payload that is read in place
-	maxInPlace      = 128 << 10 // payload up to this is handled within those two
+	maxInPlace      = 128 << 10 // payload up to this is handled within those two; longer READs are answered in such pieces
 	socketBuffer    = 1 << 20   // asked of the kernel for unix sockets, where it does not tune itself
 
 	// MaxWriteChunk is the most that one Device.WriteAt is given, in bytes; a

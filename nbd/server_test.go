@@ -402,3 +402,23 @@ func TestClient_LosingTheServerFailsWhatIsInFlight(t *testing.T) {
 	wantIs(t, c.ReadAt(t.Context(), make([]byte, 1), 0), context.Canceled)
 	close(gate)
 }
+
+// A long read that stops being ready half-way is finished by a worker, whose last
+// chunk must not overtake those before it.
+func TestServer_LongReadThatTurnsSlowKeepsItsOrder(t *testing.T) {
+	e, d := memory(t, 4*mib, nbdtest.Hooks{ReadNow: func(off int64, _ int) bool { return off < mib }})
+	data := random(4*mib, 5)
+	if err := d.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	c := e.dial(t, "disk", nbd.DialOptions{})
+	for off := 512 * kib; off < mib; off += 128 * kib {
+		got := make([]byte, 2*mib)
+		if err := c.ReadAt(t.Context(), got, int64(off)); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, data[off:off+len(got)]) {
+			t.Errorf("read at %d differs", off)
+		}
+	}
+}
