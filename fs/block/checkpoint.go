@@ -36,7 +36,7 @@ type capture struct {
 //	K1 the log's group is closed; its end is where replay will begin
 //	K2 the log is synced up to there: nothing durable names what is not
 //	K3 the changes, merged with some older runs, become a new run
-//	K4 the root is written, twice, and the map stream synced
+//	K4 the map stream is synced; the root is written, twice, and synced
 //	K5 the index commits the root, synced: the checkpoint is in force
 //	K6 only now are segments that it does not name given to be recycled
 //
@@ -241,6 +241,11 @@ func (s *Store) commitRoot(runs []*run, clean bool) (doomed map[uint64]bool, err
 		checkpoint: s.checkpoint + 1, incarnation: s.incarnation, clean: clean, replay: c.replay,
 		nextTable: c.nextTable, nextRun: s.nextRun, nextSegment: c.nextSegment, tables: c.tables, runs: runs,
 		segments: s.rootSegments(doomed),
+	}
+	// A root that is on disk whole must be true, in force or not: what it names
+	// comes first.
+	if err := s.mapLog.sync(); err != nil {
+		return nil, err
 	}
 	pages := rootPages(s.id, r.appendTo(nil))
 	var places []pageExtent

@@ -35,7 +35,7 @@ func (r *recovery) replay() error {
 	}
 	for i, group := range groups {
 		kept := len(group.records)
-		if group.header.seq+uint64(kept) > synced {
+		if group.header.seq+uint64(kept) > synced && s.opts.plant != plantTrustTail {
 			kept = r.wholeRecords(&group, synced)
 		}
 		r.applyGroup(&group, kept)
@@ -92,6 +92,9 @@ func (r *recovery) readChain() (groups []replayGroup, synced uint64, err error) 
 // same segment, or the first one of another.
 func (r *recovery) follow(at replayPoint, page []byte) (*foundSegment, groupHeader, bool) {
 	continues := func(h *groupHeader) bool {
+		if r.store.opts.plant == plantIgnoreIncarnation {
+			return h.stream == streamLog && h.seq == at.seq
+		}
 		return h.stream == streamLog && h.incarnation == r.root.incarnation && h.seq == at.seq && h.chain == at.chain
 	}
 	if g := r.found[at.segment]; g != nil {

@@ -1,0 +1,223 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"scstore"
+	"scstore/consensus/meta"
+	"scstore/fs/block"
+	"scstore/fs/volume"
+	"scstore/internal/api"
+)
+
+const (
+	// publishBytes of an import are published at once: enough for large writes, and
+	// the memory of a host that imports stays small.
+	publishBytes = 4 << 20
+	// statusStep is how much of a map is walked at once, in bytes.
+	statusStep = 256 << 20
+	// walkBudget is how long a description may take to count a volume's data.
+	walkBudget = time.Second
+)
+
+// importFence is the fence of an image's one epoch: nobody else ever wrote it.
+const importFence = scstore.Fence(1)
+
+// BeginImport makes a table without a name. It is deleted by Abort, or by the next
+// start (I2).
+func (h *Host) BeginImport(_ context.Context, name string, sizeBytes int64) (api.Import, error) {
+	if err := h.checkNewName(api.KindImage, name); err != nil {
+		return nil, fmt.Errorf("import: %w", err)
+	}
+	if err := checkVolumeSize(sizeBytes); err != nil {
+		return nil, fmt.Errorf("import %q: %w", name, err)
+	}
+	id := newID()
+	t, err := h.blocks.Create(block.CreateOptions{ID: id, SizeBytes: sizeBytes})
+	if err != nil {
+		return nil, fmt.Errorf("import %q: %w", name, err)
+	}
+	v, err := volume.Open(volume.Options{ID: id, Table: table{t}, Head: scstore.Position{Fence: importFence}})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("import %q: %w", name, err), h.blocks.Delete(id))
+	}
+	return &importing{h: h, name: name, t: t, v: v}, nil
+}
+
+// importing is an image that is being filled.
+type importing struct {
+	h           *Host
+	name        string
+	t           *block.Table
+	v           *volume.Volume
+	unpublished int
+	ended       bool
+}
+
+// WriteAt writes data.
+func (i *importing) WriteAt(p []byte, off int64) error {
+	if err := i.v.WriteAt(p, off); err != nil {
+		return err
+	}
+	return i.wrote(len(p))
+}
+
+// Zero writes zeros.
+func (i *importing) Zero(off, length int64) error {
+	if err := i.v.Zero(off, length, false); err != nil {
+		return err
+	}
+	return i.wrote(0)
+}
+
+// wrote publishes now and then.
+func (i *importing) wrote(n int) error {
+	if i.unpublished += n; i.unpublished < publishBytes {
+		return nil
+	}
+	i.unpublished = 0
+	return i.v.Publish()
+}
+
+// Commit seals and freezes the image, and names it.
+func (i *importing) Commit(ctx context.Context) (api.Volume, error) {
+	m, err := i.v.Seal(ctx, nil)
+	if err == nil {
+		err = errors.Join(i.v.Close(), i.t.Freeze())
+	}
+	if err != nil {
+		return api.Volume{}, fmt.Errorf("import %q: %w", i.name, err)
+	}
+	i.h.catalog.Lock()
+	defer i.h.catalog.Unlock()
+	// A client that is gone does not learn that the image exists: none is made.
+	if ctx.Err() != nil {
+		return api.Volume{}, fmt.Errorf("import %q: %w", i.name, context.Cause(ctx))
+	}
+	_, err = i.h.meta.Propose(ctx, meta.Command{Op: meta.CreateImage{
+		ID: m.Volume, Name: i.name, SizeBytes: m.SizeBytes, Position: m.Position, Digest: m.Root,
+		CreatedAtMs: time.Now().UnixMilli(),
+	}})
+	if err != nil {
+		i.ended = errors.Is(err, scstore.ErrPoisoned) // it may have its name: the next start looks
+		return api.Volume{}, fmt.Errorf("import %q: %w", i.name, err)
+	}
+	i.ended = true
+	i.h.log.Info("image imported", "image", i.name, "bytes", m.SizeBytes)
+	return i.h.Get(ctx, api.KindImage, i.name)
+}
+
+// Abort deletes the table.
+func (i *importing) Abort() error {
+	if i.ended {
+		return nil
+	}
+	i.ended = true
+	return errors.Join(i.v.Close(), i.h.blocks.Delete(i.t.ID()))
+}
+
+// OpenSource opens a view of one moment: what is written to a volume from now on
+// is not in it.
+func (h *Host) OpenSource(ctx context.Context, kind api.Kind, name string) (api.Source, error) {
+	r, err := h.lookup(kind, name)
+	if err != nil {
+		return nil, fmt.Errorf("export: %w", err)
+	}
+	u, err := h.use(ctx, r, false) // keeps it from being removed
+	if err != nil {
+		return nil, fmt.Errorf("export %q: %w", name, err)
+	}
+	src, err := h.openView(r.ID)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("export %q: %w", name, err), u.release())
+	}
+	src.u = u
+	return src, nil
+}
+
+// openView opens a volume on a view of its table.
+func (h *Host) openView(id scstore.VolumeID) (*source, error) {
+	t, err := h.blocks.Table(id)
+	if err != nil {
+		return nil, err
+	}
+	pin, err := t.Pin()
+	if err != nil {
+		return nil, err
+	}
+	v, err := volume.Open(volume.Options{ID: id, Table: frozen{View: pin}, Base: baseChain(t), ReadOnly: true})
+	if err != nil {
+		pin.Release()
+		return nil, err
+	}
+	return &source{Volume: v, pin: pin}, nil
+}
+
+// source is a volume on a view.
+type source struct {
+	*volume.Volume
+	pin    volume.View
+	u      *use
+	closed atomic.Bool
+}
+
+// Close gives the view up.
+func (s *source) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	s.pin.Release()
+	return errors.Join(s.Volume.Close(), s.u.release())
+}
+
+// frozen is a view as a table that nobody writes. Package volume asks none of the
+// writing methods of a table that it was told is read-only.
+type frozen struct{ volume.View }
+
+var errFrozen = fmt.Errorf("a view of one moment: %w", scstore.ErrReadOnly)
+
+// WriteBlocks refuses.
+func (frozen) WriteBlocks(scstore.BlockIndex, []byte) error { return errFrozen }
+
+// ZeroBlocks refuses.
+func (frozen) ZeroBlocks(scstore.Extent, bool) error { return errFrozen }
+
+// Pin refuses: the view is one already.
+func (frozen) Pin() (volume.View, error) { return nil, errFrozen }
+
+// Publish does nothing: there is nothing to publish.
+func (frozen) Publish() error { return nil }
+
+// Sync does nothing, as Publish.
+func (frozen) Sync(context.Context) error { return nil }
+
+// dataBytes counts what a volume holds of its own, or returns nil if that takes
+// beyond the deadline, or cannot be read.
+func (h *Host) dataBytes(id scstore.VolumeID, deadline time.Time) *int64 {
+	t, err := h.blocks.Table(id)
+	if err != nil {
+		return nil
+	}
+	var bytes int64
+	var pieces []scstore.Piece
+	blocks := uint64(t.SizeBytes()) / scstore.BlockSize
+	for at := uint64(0); at < blocks; at += statusStep / scstore.BlockSize {
+		if time.Now().After(deadline) {
+			return nil
+		}
+		e := scstore.Extent{First: scstore.BlockIndex(at), Count: min(blocks-at, statusStep/scstore.BlockSize)}
+		if pieces, err = t.Status(e, pieces[:0]); err != nil {
+			return nil
+		}
+		for _, p := range pieces {
+			if p.State == scstore.PieceData {
+				bytes += int64(p.Count) * scstore.BlockSize
+			}
+		}
+	}
+	return &bytes
+}

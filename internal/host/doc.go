@@ -1,0 +1,28 @@
+// Package host is the composition root: it opens, wires and closes everything
+// that one host runs, and is the Service behind its API and the Exports behind
+// its NBD door.
+//
+// A store is a folder:
+//
+//	LOCK        locked (flock) by the process that uses the folder; holds its pid
+//	store.json  the format's version and the store's id; its presence makes the
+//	            folder a store
+//	segments/   the log (fs/block)
+//	index/      its index (badger); can be made anew from the segments
+//	meta/       names, sizes, fences (consensus.Local)
+//	api.sock, nbd.sock   the doors, unless they are elsewhere
+//
+// Invariants:
+//
+//	I1 One process uses a folder: LOCK is held from before anything is read until
+//	   after everything is closed.
+//	I2 A name in meta has its data: a table is made before its name, and goes after
+//	   it. What a crash leaves is a table without a name or a tombstone, and the
+//	   next start deletes both before it serves.
+//	I3 However many connections use a volume, it is open once. It is opened with a
+//	   new fence when it is first used.
+//	I4 Close ends the doors first, then flushes the volumes, then closes the stores:
+//	   nothing is used after it is closed.
+//
+// Lock order: slot.mu, Host.catalog, Host.mu.
+package host
