@@ -184,7 +184,7 @@ func TestCrash_Names(t *testing.T) {
 		names, err := c.List()
 		check(t, err)
 		for _, name := range names {
-			state.WriteString(fmt.Sprintf("%s=%c ", name, read(t, c, name)[0]))
+			fmt.Fprintf(&state, "%s=%c ", name, read(t, c, name)[0])
 		}
 		states[state.String()]++
 	}
