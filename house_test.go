@@ -212,7 +212,7 @@ func TestHouse_StepsAreTheSameInCodeAndArchitecture(t *testing.T) {
 			here[m[1]] = true
 		}
 	}
-	for _, step := range strings.Fields("W1 W2 W3 W4 W5 W6 W7 W8 W9 R1 R2 R3 R4 R5 R6") {
+	for step := range strings.FieldsSeq("W1 W2 W3 W4 W5 W6 W7 W8 W9 R1 R2 R3 R4 R5 R6") {
 		if !all[step] {
 			t.Errorf("ARCHITECTURE.md has no row for step %s", step)
 		}

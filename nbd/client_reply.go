@@ -113,6 +113,7 @@ func (d *replyDecoder) simple() error {
 		}
 	case CmdBlockStatus:
 		return fmt.Errorf("simple reply to block status: %w", errProtocol)
+	default: // the header is all there is
 	}
 	d.finished(r, nil)
 	return nil
