@@ -301,6 +301,9 @@ func (s *Store) writeRootPages(checkpoint uint64, pages []byte) ([]pageExtent, e
 // spaceForIndex ends the process by way of Fatal rather than let badger meet a
 // full disk. The log has everything; a restart with space replays it.
 func (s *Store) spaceForIndex() error {
+	if s.opts.index != nil {
+		return nil // in memory
+	}
 	u, err := s.opts.FS.Usage()
 	if err != nil {
 		return fmt.Errorf("commit checkpoint: %w", err)
