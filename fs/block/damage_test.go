@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -119,6 +120,78 @@ func TestCrash_TornMiddleBatchTwice(t *testing.T) {
 	wantVersion(t, tab, 1, 1)
 	wantVersion(t, tab, 2, 4)
 	wantVersion(t, tab, 3, 0) // the old B3 must not follow the new B2
+}
+
+// TestCrash_OldLogIsNotFollowed has a segment of the lost end of the log come back
+// after the next life wrote its own: what a crash leaves of an unsynced recycling.
+// Without the check of incarnation and chain, its group would follow.
+func TestCrash_OldLogIsNotFollowed(t *testing.T) {
+	for plant, want := range map[planted]uint64{plantNothing: 0, plantIgnoreIncarnation: 3} {
+		d, index := crashdisk.New(crashdisk.Options{Seed: 1}), &memoryIndex{}
+		s := openTest(t, d, index)
+		tab := mustCreate(t, s, CreateOptions{ID: testID(1), SizeBytes: 64 * scstore.BlockSize})
+		if err := s.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		writeVersion(t, tab, 2, 2) // B2, which will be torn
+		s.logMu.Lock()
+		if err := s.log.leave(); err != nil {
+			t.Fatal(err)
+		}
+		s.logMu.Unlock()
+		writeVersion(t, tab, 3, 3) // B3, the first group of the next segment
+		if err := s.Publish(); err != nil {
+			t.Fatal(err)
+		}
+		b3 := s.log.seg
+		b2 := s.segment(b3.id - 1)
+		for id := b3.id - 1; b2 == nil || b2.stream != streamLog; id-- {
+			b2 = s.segment(id)
+		}
+		old := make([]byte, testSlots*scstore.BlockSize)
+		if err := readFull(b3.file, old, 0); err != nil {
+			t.Fatal(err)
+		}
+		page := make([]byte, scstore.BlockSize)
+		last := groupHeader{}
+		for at := 1; at < b2.next; at += 1 + last.dataSlots {
+			var err error
+			if last, _, err = b2.readHeader(s.id, page, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.abandon()
+		d = d.Kill()
+		rot(t, d, b2, last)
+		s, tab = reopen(t, d, index)
+		wantVersion(t, tab, 3, 0)
+		writeVersion(t, tab, 2, 4) // B2 again
+		if err := s.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		s.abandon()
+		d = d.Kill()
+		if err := d.Remove(b3.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		f, err := d.Create(b3.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(old, 0); err != nil {
+			t.Fatal(err)
+		}
+		s, err = Open(t.Context(), Options{FS: d, ReserveBytes: 1 << 20, index: index, plant: plant})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.abandon)
+		if tab, err = s.Table(testID(1)); err != nil {
+			t.Fatal(err)
+		}
+		wantVersion(t, tab, 2, 4)
+		wantVersion(t, tab, 3, want)
+	}
 }
 
 func TestCrash_BitFlipInSyncedBatch(t *testing.T) {
