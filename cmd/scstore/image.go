@@ -77,7 +77,9 @@ func (e *environ) importImage(ctx context.Context, file, name string, o importOp
 	}
 	return e.withClient(func(c *api.Client) error {
 		p := e.progress("import "+name, src.sizeBytes)
-		v, err := c.ImportImage(ctx, name, padded, func(out *api.StreamWriter) error { return src.fill(ctx, out, p.at) })
+		v, err := c.ImportImage(ctx, name, padded, func(ctx context.Context, out *api.StreamWriter) error {
+			return src.fill(ctx, out, p.at)
+		})
 		p.end()
 		if err != nil {
 			return err

@@ -15,9 +15,9 @@ type Addr struct {
 	Address string // an absolute path, or host:port
 }
 
-// MaxSocketPath is the longest path of a unix socket in bytes, by Linux's
-// sockaddr_un with its final zero.
-const MaxSocketPath = 107
+// MaxSocketPath is the longest path of a unix socket in bytes: Linux's sockaddr_un
+// takes 107, and a host makes its sockets under a name that is 4 longer.
+const MaxSocketPath = 103
 
 // ParseAddr reads unix:/path or host:port; a relative path is taken from the
 // working folder. Errors: ErrInvalid.
@@ -32,7 +32,7 @@ func ParseAddr(s string) (Addr, error) {
 		}
 		if len(abs) > MaxSocketPath {
 			return Addr{}, scstore.Hint(
-				fmt.Errorf("socket path of %d bytes, the system allows %d: %w", len(abs), MaxSocketPath, scstore.ErrInvalid),
+				fmt.Errorf("socket path of %d bytes, at most %d are possible: %w", len(abs), MaxSocketPath, scstore.ErrInvalid),
 				"choose a shorter folder, or put the sockets elsewhere with --api and --nbd")
 		}
 		return Addr{Network: "unix", Address: abs}, nil

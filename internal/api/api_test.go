@@ -131,7 +131,7 @@ func TestClient_WithoutAHostIsUnreachableWithAHint(t *testing.T) {
 	if _, ok := errors.AsType[*scstore.HintError](err); !ok || !errors.Is(err, scstore.ErrUnreachable) {
 		t.Errorf("got %v", err)
 	}
-	_, err = c.ImportImage(t.Context(), "i", 4096, func(w *api.StreamWriter) error { return w.Data(make([]byte, 4096), 0) })
+	_, err = c.ImportImage(t.Context(), "i", 4096, func(_ context.Context, w *api.StreamWriter) error { return w.Data(make([]byte, 4096), 0) })
 	if !errors.Is(err, scstore.ErrUnreachable) {
 		t.Errorf("import: got %v", err)
 	}
@@ -154,7 +154,7 @@ func pattern(n int) []byte {
 
 // importBytes imports p in one call of Data.
 func importBytes(ctx context.Context, c *api.Client, name string, p []byte) (api.Volume, error) {
-	return c.ImportImage(ctx, name, int64(len(p)), func(w *api.StreamWriter) error { return w.Data(p, 0) })
+	return c.ImportImage(ctx, name, int64(len(p)), func(_ context.Context, w *api.StreamWriter) error { return w.Data(p, 0) })
 }
 
 func TestImportExport_ContentIsTheSameAndHolesStayHoles(t *testing.T) {
@@ -207,7 +207,7 @@ func TestImport_FailureOnEitherSideAborts(t *testing.T) {
 			c, _ := serve(t, m)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			_, err := c.ImportImage(ctx, "i", int64(len(p)), func(w *api.StreamWriter) error { return test.fill(cancel, w) })
+			_, err := c.ImportImage(ctx, "i", int64(len(p)), func(_ context.Context, w *api.StreamWriter) error { return test.fill(cancel, w) })
 			if !errors.Is(err, test.want) {
 				t.Errorf("got %v, want %v", err, test.want)
 			}
@@ -226,7 +226,7 @@ func TestImport_RefusedAtTheBeginningNeedsNoWholeStream(t *testing.T) {
 	m.fail = fmt.Errorf("image %q: %w", "i", scstore.ErrExists)
 	c, _ := serve(t, m)
 	p := pattern(1 << 20)
-	_, err := c.ImportImage(t.Context(), "i", 1<<40, func(w *api.StreamWriter) error {
+	_, err := c.ImportImage(t.Context(), "i", 1<<40, func(_ context.Context, w *api.StreamWriter) error {
 		for off := int64(0); off < 1<<40; off += int64(len(p)) {
 			if err := w.Data(p, off); err != nil {
 				return err
@@ -235,6 +235,22 @@ func TestImport_RefusedAtTheBeginningNeedsNoWholeStream(t *testing.T) {
 		return nil
 	})
 	if !errors.Is(err, scstore.ErrExists) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestImport_AnswerEndsASourceThatWaits(t *testing.T) {
+	m := newMemory()
+	m.failAt = 1
+	c, _ := serve(t, m)
+	_, err := c.ImportImage(t.Context(), "i", 1<<20, func(ctx context.Context, w *api.StreamWriter) error {
+		if err := w.Data(make([]byte, 512<<10), 4096); err != nil {
+			return err
+		}
+		<-ctx.Done() // as a pipe that brings nothing
+		return context.Cause(ctx)
+	})
+	if !errors.Is(err, scstore.ErrNoSpace) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -282,7 +298,7 @@ func TestServer_CloseEndsRequestsThatRunAndRefusesNewOnes(t *testing.T) {
 	ended := make(chan error, 2)
 	go func() { _, err := c.Doctor(t.Context(), nil); ended <- err }()
 	go func() {
-		_, err := c.ImportImage(t.Context(), "i", 1<<30, func(w *api.StreamWriter) error {
+		_, err := c.ImportImage(t.Context(), "i", 1<<30, func(_ context.Context, w *api.StreamWriter) error {
 			for {
 				if err := w.Data(make([]byte, 4096), 0); err != nil {
 					return err
@@ -335,7 +351,7 @@ func TestStreams_MoreThanTheLimitAreBusy(t *testing.T) {
 	ended := make(chan error, api.MaxStreams)
 	for i := range api.MaxStreams {
 		go func() {
-			_, err := c.ImportImage(t.Context(), fmt.Sprint(i), 1<<20, func(w *api.StreamWriter) error {
+			_, err := c.ImportImage(t.Context(), fmt.Sprint(i), 1<<20, func(_ context.Context, w *api.StreamWriter) error {
 				if err := w.Data(make([]byte, 256<<10), 0); err != nil {
 					return err
 				}

@@ -131,10 +131,11 @@ func (c *Client) Doctor(ctx context.Context, progress func(done, total int64)) (
 // ImportImage makes an image of sizeBytes from what fill writes. If fill fails or
 // ctx ends, the host removes what it had, and this waits for it (at most
 // abortGrace). The image is durable when this returns without an error; with
-// ErrIndeterminate it may exist. fill may be called with a stream that already
-// failed, and must return its error; it is called once, or not at all if the host
-// does not answer.
-func (c *Client) ImportImage(ctx context.Context, name string, sizeBytes int64, fill func(*StreamWriter) error) (Volume, error) {
+// ErrIndeterminate it may exist. fill must return soon after
+// its context ends or the stream fails, with that error: both say that the host
+// has answered before the end. It is called once, or not at all if the host does
+// not answer.
+func (c *Client) ImportImage(ctx context.Context, name string, sizeBytes int64, fill func(context.Context, *StreamWriter) error) (Volume, error) {
 	path, err := namePath(KindImage, name)
 	if err != nil {
 		return Volume{}, err
@@ -148,8 +149,10 @@ func (c *Client) ImportImage(ctx context.Context, name string, sizeBytes int64, 
 		err  error
 	}
 	result := make(chan filled, 1)
+	fillCtx, endFill := context.WithCancelCause(ctx)
+	defer endFill(nil)
 	go func() {
-		done, err := writeStream(ctx, pw, sizeBytes, fill)
+		done, err := writeStream(fillCtx, pw, sizeBytes, fill)
 		if err != nil {
 			time.AfterFunc(abortGrace, cancel)
 		}
@@ -159,10 +162,12 @@ func (c *Client) ImportImage(ctx context.Context, name string, sizeBytes int64, 
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(abortGrace, cancel) })
 	defer stop()
 	v, err := decode[Volume](c.send(reqCtx, http.MethodPut, path+"/data", pr))
-	_ = pr.CloseWithError(io.ErrClosedPipe) // ends fill, if the host answered before its end
+	// Both end fill, if the host answered before its end.
+	_ = pr.CloseWithError(io.ErrClosedPipe)
+	endFill(io.ErrClosedPipe)
 	sent := <-result
 	switch {
-	case sent.err != nil && !errors.Is(sent.err, io.ErrClosedPipe):
+	case sent.err != nil && !errors.Is(sent.err, io.ErrClosedPipe) && !(err != nil && errors.Is(sent.err, context.Canceled)):
 		return Volume{}, sent.err
 	case err == nil:
 		return v, nil
@@ -177,17 +182,17 @@ func (c *Client) ImportImage(ctx context.Context, name string, sizeBytes int64, 
 
 // writeStream writes a whole stream to w, or as far as fill comes and then why
 // it did not go on. done says that the end frame was written.
-func writeStream(ctx context.Context, w io.Writer, sizeBytes int64, fill func(*StreamWriter) error) (done bool, err error) {
+func writeStream(ctx context.Context, w io.Writer, sizeBytes int64, fill func(context.Context, *StreamWriter) error) (done bool, err error) {
 	s, err := NewStreamWriter(w, sizeBytes)
 	if err != nil {
 		return false, err
 	}
-	if err := fill(s); err != nil {
+	if err := fill(ctx, s); err != nil {
 		_ = s.Abort(err) // where the stream itself failed, so does this
 		return false, err
 	}
 	if ctx.Err() != nil {
-		_ = s.Abort(ctx.Err()) // the same
+		_ = s.Abort(context.Canceled) // the same
 		return false, context.Cause(ctx)
 	}
 	err = s.End()

@@ -84,6 +84,7 @@ type StoreStatus struct {
 	LogBytes       int64  `json:"log_bytes"`  // segments, live or not
 	LiveBytes      int64  `json:"live_bytes"` // what the volumes need of them
 	Segments       int    `json:"segments"`
+	Tables         int    `json:"tables"`             // volumes and images that hold data here, unfinished imports included
 	DamagedBlocks  int    `json:"damaged_blocks"`     // found unreadable since the start
 	Recovery       string `json:"recovery,omitempty"` // what the start found, one line
 }

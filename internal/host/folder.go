@@ -136,7 +136,7 @@ func (f *folder) readMark() error {
 		return fmt.Errorf("read %q: %w", path, err)
 	}
 	if info.Size() > maxMarkBytes {
-		return fmt.Errorf("read %q: %d bytes: %w", path, info.Size(), scstore.ErrCorrupt)
+		return notOurs(path)
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -144,7 +144,7 @@ func (f *folder) readMark() error {
 	}
 	var m mark
 	if err := json.Unmarshal(text, &m); err != nil || m.Format < 1 {
-		return scstore.Hint(fmt.Errorf("read %q: not what scstore wrote: %w", path, scstore.ErrCorrupt), "restore the file from a backup")
+		return notOurs(path)
 	}
 	if m.Format > folderFormat {
 		return scstore.Hint(fmt.Errorf("folder %q has format %d, made by scstore %s; this one reads up to %d: %w",
@@ -152,10 +152,15 @@ func (f *folder) readMark() error {
 	}
 	id, err := hex.DecodeString(m.ID)
 	if err != nil || len(id) != len(f.id) {
-		return scstore.Hint(fmt.Errorf("read %q: id %q: %w", path, m.ID, scstore.ErrCorrupt), "restore the file from a backup")
+		return notOurs(path)
 	}
 	f.id = scstore.StoreID(id)
 	return nil
+}
+
+// notOurs is the error for a store.json that says nothing.
+func notOurs(path string) error {
+	return scstore.Hint(fmt.Errorf("read %q: not what scstore wrote: %w", path, scstore.ErrCorrupt), "restore the file from a backup")
 }
 
 // writeMark makes the folder a store, durably, with a random id.

@@ -220,7 +220,7 @@ func (h *Host) storeStatus() api.StoreStatus {
 	st, rec := h.blocks.Stats(), h.blocks.Recovery()
 	out := api.StoreStatus{
 		DiskTotalBytes: int64(st.TotalBytes), DiskFreeBytes: int64(st.FreeBytes),
-		LogBytes: st.LogBytes, LiveBytes: st.LiveBytes, Segments: st.Segments,
+		LogBytes: st.LogBytes, LiveBytes: st.LiveBytes, Segments: st.Segments, Tables: st.Volumes,
 	}
 	for _, d := range h.blocks.Damage() {
 		if !d.Healed {
