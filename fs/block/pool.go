@@ -48,6 +48,7 @@ type pool struct {
 	names  []string    // of free
 	nextID uint64
 	full   bool  // the file system has no room for another segment
+	hurry  bool  // a writer waits: segments are only reserved, not zero-filled
 	err    error // of the filler; sticky
 	closed bool
 	wake   chan struct{}
@@ -71,6 +72,7 @@ func (p *pool) take(reserve int) (*segment, error) {
 	case p.full && len(p.free) == 0:
 		return nil, fmt.Errorf("take segment: %w", scstore.ErrNoSpace)
 	}
+	p.hurry = true
 	return nil, errNeedSegment
 }
 
@@ -157,9 +159,11 @@ func (p *pool) fillOne() bool {
 		file, name = p.free[haveFree-1], p.names[haveFree-1]
 		p.free, p.names = p.free[:haveFree-1], p.names[:haveFree-1]
 	}
-	id := p.nextID
+	id, hurry := p.nextID, p.hurry
 	if want {
 		p.nextID++
+	} else {
+		p.hurry = false
 	}
 	p.mu.Unlock()
 
@@ -167,7 +171,7 @@ func (p *pool) fillOne() bool {
 	case want && file != nil:
 		return p.done(p.recycle(file, name, id))
 	case want:
-		return p.done(p.create(id))
+		return p.done(p.create(id, !hurry))
 	case file != nil:
 		return p.done(nil, p.unlink(file, name))
 	}
@@ -194,9 +198,12 @@ func (p *pool) done(g *segment, err error) bool {
 	return true
 }
 
-// create makes a segment file full of zeros. Errors: ErrNoSpace if the reserve
+// create makes a segment file and, if zero is set, fills it with zeros, so that no
+// later flush has to allocate. A writer that streams faster than that is better
+// served without: it would write everything twice, and its flushes are rare.
+// Errors: ErrNoSpace if the reserve
 // would be touched; nothing is left then.
-func (p *pool) create(id uint64) (*segment, error) {
+func (p *pool) create(id uint64, zero bool) (*segment, error) {
 	size := int64(p.slots) * scstore.BlockSize
 	u, err := p.fs.Usage()
 	if err != nil {
@@ -211,7 +218,10 @@ func (p *pool) create(id uint64) (*segment, error) {
 		return nil, fmt.Errorf("make segment: %w", err)
 	}
 	g := newSegment(p.store, id, p.slots, f)
-	if err = p.zero(f, size); err == nil {
+	if err = f.Allocate(size); err == nil && zero {
+		err = writeZeros(f, size)
+	}
+	if err == nil {
 		err = p.finish(g)
 	}
 	if err != nil {
@@ -220,12 +230,8 @@ func (p *pool) create(id uint64) (*segment, error) {
 	return g, nil
 }
 
-// zero fills the file: its blocks are then allocated and written, so that no
-// later flush has to do it.
-func (p *pool) zero(f disk.File, size int64) error {
-	if err := f.Allocate(size); err != nil {
-		return err
-	}
+// writeZeros fills the file.
+func writeZeros(f disk.File, size int64) error {
 	zeros := make([]byte, min(size, 1<<20))
 	for off := int64(0); off < size; off += int64(len(zeros)) {
 		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-off)], off); err != nil {
