@@ -23,7 +23,8 @@ fmt: ## rewrite formatting and modern idioms
 
 .PHONY: lint
 lint: ## vet, golangci-lint, go fix -diff, go mod tidy -diff
-	$(GO) vet -tags invariants $(PKGS)
+	$(GO) vet $(PKGS)
+	$(GO) vet -tags invariants,soak $(PKGS)
 	$(TOOL) golangci-lint run $(PKGS)
 	$(GO) fix -diff $(PKGS)
 	$(GO) mod tidy -diff

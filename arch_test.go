@@ -54,6 +54,7 @@ var libraries = map[string][]string{
 	"golang.org/x/sync":                       {"*"},
 	"golang.org/x/sys":                        {"*"}, // files named *_linux.go only
 	"golang.org/x/term":                       {"cmd/scstore"},
+	"golang.org/x/time":                       {"fs/block"},
 }
 
 func TestLayers_ImportsPointInward(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 
@@ -97,7 +98,7 @@ func openLocal(ctx context.Context, dir string, o Options) (*Local, error) {
 		return nil, err
 	}
 	if o.FS == nil {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := makeFolder(dir); err != nil {
 			return nil, err
 		}
 		folder, err := disk.OpenDir(dir)
@@ -115,6 +116,26 @@ func openLocal(ctx context.Context, dir string, o Options) (*Local, error) {
 	}
 	l.turn <- struct{}{}
 	return l, nil
+}
+
+// makeFolder makes dir and its missing parents. They are durable when it returns:
+// what is answered later must not vanish with its folder.
+func makeFolder(dir string) error {
+	if _, err := os.Stat(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	parent := filepath.Dir(dir)
+	if err := makeFolder(parent); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	folder, err := disk.OpenDir(parent)
+	if err != nil {
+		return err
+	}
+	return folder.SyncDir()
 }
 
 // load reads the snapshot, then the journal's commands after it.

@@ -113,6 +113,7 @@ func (d *replyDecoder) simple() error {
 		}
 	case CmdBlockStatus:
 		return fmt.Errorf("simple reply to block status: %w", errProtocol)
+	default: // the header is all there is
 	}
 	d.finished(r, nil)
 	return nil
@@ -227,7 +228,12 @@ func (d *replyDecoder) hole(r *Request, c chunk) error {
 		return err
 	}
 	clear(r.Data[start:end])
-	r.Ranges = append(r.Ranges, scstore.Range{Offset: r.Offset + int64(start), Length: int64(end - start), State: scstore.RangeHole})
+	h := scstore.Range{Offset: r.Offset + int64(start), Length: int64(end - start), State: scstore.RangeHole}
+	if k := len(r.Ranges) - 1; k >= 0 && r.Ranges[k].Offset+r.Ranges[k].Length == h.Offset {
+		r.Ranges[k].Length += h.Length
+	} else {
+		r.Ranges = append(r.Ranges, h)
+	}
 	return r.arrived(start, end)
 }
 

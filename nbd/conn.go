@@ -19,7 +19,7 @@ import (
 const (
 	readBufferBytes = 256 << 10 // requests, and payload that is written in place
 	outBufferBytes  = 256 << 10 // replies, and payload that is read in place
-	maxInPlace      = 128 << 10 // payload up to this is handled within those two
+	maxInPlace      = 128 << 10 // payload up to this is handled within those two; longer READs are answered in such pieces
 	socketBuffer    = 1 << 20   // asked of the kernel for unix sockets, where it does not tune itself
 
 	// MaxWriteChunk is the most that one Device.WriteAt is given, in bytes; a
@@ -77,7 +77,7 @@ type conn struct {
 }
 
 // newConn prepares a connection; it takes no resources but memory.
-func newConn(s *Server, nc net.Conn, hard context.Context, log *slog.Logger) *conn {
+func newConn(s *Server, nc net.Conn, hard context.Context, log *slog.Logger) *conn { //nolint:revive // hard is not the call's context but the one that ends the connection
 	if u, ok := nc.(*net.UnixConn); ok {
 		_ = u.SetWriteBuffer(socketBuffer) // a wish: smaller works too
 	}
@@ -229,6 +229,7 @@ func (c *conn) handle(req request) error {
 		return c.applied(req, c.dev.Zero(int64(req.offset), int64(req.length), req.flags&CmdFlagNoHole != 0))
 	case CmdCache, CmdBlockStatus:
 		return c.handOff(job{req: req})
+	default: // not a request, or one that we do not know
 	}
 	return c.fail(req, EINVAL, "unknown command")
 }

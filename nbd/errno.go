@@ -84,8 +84,9 @@ func (e Errno) Is(target error) bool {
 		return target == scstore.ErrNoSpace
 	case ESHUTDOWN:
 		return target == scstore.ErrClosed
+	default:
+		return false
 	}
-	return false
 }
 
 // errnoTable is the door's one table from sentinels to error values. The order

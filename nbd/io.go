@@ -39,12 +39,15 @@ func (c *conn) read(req request) error {
 		return c.handOff(job{req: req})
 	}
 	c.s.metrics.readBytes.Add(float64(n))
-	c.out = c.out[:at+c.frameRead(b, req, holes)]
+	c.out = c.out[:at+c.frameRead(b, req, holes, true)]
 	return nil
 }
 
 // readLarge answers a READ that does not fit the output buffer.
 func (c *conn) readLarge(req request) error {
+	if c.structured && req.flags&CmdFlagDF == 0 {
+		return c.readPieces(req)
+	}
 	head, n := c.readHeaderBytes(), int(req.length)
 	buf := getBuffer(head + n)
 	holes, ok, err := c.dev.ReadNowAt(buf.b[head:head+n], int64(req.offset), c.holes[:0])
@@ -61,13 +64,47 @@ func (c *conn) readLarge(req request) error {
 		return err
 	}
 	c.s.metrics.readBytes.Add(float64(n))
-	return c.writer.write(buf.b[:c.frameRead(buf.b[:head+n], req, holes)])
+	return c.writer.write(buf.b[:c.frameRead(buf.b[:head+n], req, holes, true)])
+}
+
+// readPieces answers a READ by chunks that fit the output buffer: each is sent
+// while it is still in the processor's cache, and no large buffer is held. What
+// is left when the device would have to wait goes to a worker.
+func (c *conn) readPieces(req request) error {
+	for {
+		n := min(int(req.length), maxInPlace)
+		if err := c.room(dataHeaderBytes + n); err != nil {
+			return err
+		}
+		at := len(c.out)
+		b := c.out[at : at+dataHeaderBytes+n]
+		holes, ok, err := c.dev.ReadNowAt(b[dataHeaderBytes:], int64(req.offset), c.holes[:0])
+		c.holes = holes[:0]
+		switch {
+		case err != nil:
+			return c.fail(req, errnoOf(err), err.Error())
+		case !ok:
+			// The worker sends the last chunk, and that must be the last.
+			if err := c.flushOut(); err != nil {
+				return err
+			}
+			return c.handOff(job{req: req})
+		}
+		c.s.metrics.readBytes.Add(float64(n))
+		isLast := n == int(req.length)
+		c.out = c.out[:at+c.frameRead(b, req, holes, isLast)]
+		if isLast {
+			return nil
+		}
+		req.offset += uint64(n)
+		req.length -= uint32(n)
+	}
 }
 
 // frameRead turns b, whose first readHeaderBytes are free and whose rest is the
-// data read, into the reply and returns its length. Holes become chunks of their
+// data read, into the reply, or into a part of it unless isLast, and returns its length. Holes become chunks of their
 // own where the client allows it; the data behind them moves forward.
-func (c *conn) frameRead(b []byte, req request, holes []scstore.Range) int {
+func (c *conn) frameRead(b []byte, req request, holes []scstore.Range, isLast bool) int {
 	if !c.structured {
 		appendSimple(b[:0], req.handle, 0)
 		return len(b)
@@ -84,7 +121,7 @@ func (c *conn) frameRead(b []byte, req request, holes []scstore.Range) int {
 		}
 		part := data[consumed:end]
 		copy(b[length+dataHeaderBytes:], part)
-		h := appendChunk(b[length:length], doneIf(end == len(data)), chunkData, req.handle, 8+len(part))
+		h := appendChunk(b[length:length], doneIf(isLast && end == len(data)), chunkData, req.handle, 8+len(part))
 		be.AppendUint64(h, req.offset+uint64(consumed))
 		length += dataHeaderBytes + len(part)
 		consumed = end
@@ -97,7 +134,7 @@ func (c *conn) frameRead(b []byte, req request, holes []scstore.Range) int {
 				continue
 			}
 			emit(start)
-			h := appendChunk(b[length:length], doneIf(end == len(data)), chunkHole, req.handle, 12)
+			h := appendChunk(b[length:length], doneIf(isLast && end == len(data)), chunkHole, req.handle, 12)
 			h = be.AppendUint64(h, req.offset+uint64(start))
 			be.AppendUint32(h, uint32(hole.Length))
 			length += holeChunkBytes

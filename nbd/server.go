@@ -273,8 +273,8 @@ func (s *Server) serveConn(soft, hard context.Context, nc net.Conn) {
 // logEnd reports why a connection ended; a client that goes away is not news.
 func logEnd(log *slog.Logger, message string, err error) {
 	if err == nil || isDisconnect(err) {
-		log.Debug(message, "err", err)
+		log.Debug(message, "err", err) //nolint:sloglint // a constant of its callers
 		return
 	}
-	log.Warn(message, "err", err)
+	log.Warn(message, "err", err) //nolint:sloglint // a constant of its callers
 }

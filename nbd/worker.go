@@ -100,7 +100,7 @@ func (c *conn) runRead(j job) error {
 		return c.sendFailure(j.req, err)
 	}
 	c.s.metrics.readBytes.Add(float64(n))
-	return c.writer.write(buf.b[:c.frameRead(buf.b[:head+n], j.req, holes)])
+	return c.writer.write(buf.b[:c.frameRead(buf.b[:head+n], j.req, holes, true)])
 }
 
 // statusStep is how much of a device one call of Device.Status is asked for, in

@@ -36,7 +36,7 @@ type capture struct {
 //	K1 the log's group is closed; its end is where replay will begin
 //	K2 the log is synced up to there: nothing durable names what is not
 //	K3 the changes, merged with some older runs, become a new run
-//	K4 the root is written, twice, and the map stream synced
+//	K4 the map stream is synced; the root is written, twice, and synced
 //	K5 the index commits the root, synced: the checkpoint is in force
 //	K6 only now are segments that it does not name given to be recycled
 //
@@ -242,6 +242,11 @@ func (s *Store) commitRoot(runs []*run, clean bool) (doomed map[uint64]bool, err
 		nextTable: c.nextTable, nextRun: s.nextRun, nextSegment: c.nextSegment, tables: c.tables, runs: runs,
 		segments: s.rootSegments(doomed),
 	}
+	// A root that is on disk whole must be true, in force or not: what it names
+	// comes first.
+	if err := s.mapLog.sync(); err != nil {
+		return nil, err
+	}
 	pages := rootPages(s.id, r.appendTo(nil))
 	var places []pageExtent
 	for range 2 { // twice, so that rot in one copy costs nothing
@@ -296,6 +301,9 @@ func (s *Store) writeRootPages(checkpoint uint64, pages []byte) ([]pageExtent, e
 // spaceForIndex ends the process by way of Fatal rather than let badger meet a
 // full disk. The log has everything; a restart with space replays it.
 func (s *Store) spaceForIndex() error {
+	if s.opts.index != nil {
+		return nil // in memory
+	}
 	u, err := s.opts.FS.Usage()
 	if err != nil {
 		return fmt.Errorf("commit checkpoint: %w", err)

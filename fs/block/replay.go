@@ -14,6 +14,7 @@ type replayGroup struct {
 	seg     *foundSegment
 	header  groupHeader
 	records []record
+	lost    uint64 // durable records before this group that can't be read
 }
 
 // replay applies the log that follows the checkpoint. It reads along the chain:
@@ -34,8 +35,11 @@ func (r *recovery) replay() error {
 		touched[g.id] = g.segment
 	}
 	for i, group := range groups {
+		if group.lost > 0 {
+			r.loseRecords(&group)
+		}
 		kept := len(group.records)
-		if group.header.seq+uint64(kept) > synced {
+		if group.header.seq+uint64(kept) > synced && s.opts.plant != plantTrustTail {
 			kept = r.wholeRecords(&group, synced)
 		}
 		r.applyGroup(&group, kept)
@@ -49,6 +53,9 @@ func (r *recovery) replay() error {
 			s.recovery.CutRecords -= kept
 			break
 		}
+	}
+	if s.recovery.CutRecords > 0 {
+		s.logger.Warn("the end of the log was cut: it had not reached the disk whole", "records", s.recovery.CutRecords)
 	}
 	for _, g := range touched {
 		if err := r.finishSegment(g); err != nil {
@@ -65,13 +72,13 @@ func (r *recovery) readChain() (groups []replayGroup, synced uint64, err error) 
 	page := make([]byte, scstore.BlockSize)
 	for {
 		g, h, healed := r.follow(at, page)
+		lost := uint64(0)
 		if g == nil {
 			gap, seg := r.proof(at)
 			if gap == nil {
 				return groups, synced, nil
 			}
-			r.loseRecords(at, gap)
-			g, h = seg, *gap
+			g, h, lost = seg, *gap, gap.seq-at.seq
 		}
 		if healed {
 			r.store.recovery.HealedHeaders++
@@ -82,7 +89,7 @@ func (r *recovery) readChain() (groups []replayGroup, synced uint64, err error) 
 		if err != nil {
 			return nil, 0, fmt.Errorf("replay group %x/%d: %w", g.id, h.slot, err)
 		}
-		groups = append(groups, replayGroup{g, h, records})
+		groups = append(groups, replayGroup{g, h, records, lost})
 		synced = max(synced, h.synced)
 		at = replayPoint{g.id, h.slot + 1 + h.dataSlots, h.seq + uint64(h.records), chainSum(h.sum, h.records)}
 	}
@@ -92,6 +99,9 @@ func (r *recovery) readChain() (groups []replayGroup, synced uint64, err error) 
 // same segment, or the first one of another.
 func (r *recovery) follow(at replayPoint, page []byte) (*foundSegment, groupHeader, bool) {
 	continues := func(h *groupHeader) bool {
+		if r.store.opts.plant == plantIgnoreIncarnation {
+			return h.stream == streamLog && h.seq == at.seq
+		}
 		return h.stream == streamLog && h.incarnation == r.root.incarnation && h.seq == at.seq && h.chain == at.chain
 	}
 	if g := r.found[at.segment]; g != nil {
@@ -141,14 +151,14 @@ func (r *recovery) proof(at replayPoint) (*groupHeader, *foundSegment) {
 	return best, where
 }
 
-// loseRecords notes that durable records can't be read: any volume that was
-// written to may have lost some, so none of those is served.
-func (r *recovery) loseRecords(at replayPoint, next *groupHeader) {
+// loseRecords notes that durable records before next can't be read: any volume
+// that could be written to then may have lost some, so none of those is served.
+func (r *recovery) loseRecords(next *replayGroup) {
 	s := r.store
-	s.recovery.LostRecords += next.seq - at.seq
+	s.recovery.LostRecords += next.lost
 	s.report(Damage{
-		Kind: DamageLog, Segment: at.segment, Slot: at.slot,
-		Err: fmt.Errorf("replay: %d synced records are unreadable: %w", next.seq-at.seq, scstore.ErrCorrupt),
+		Kind: DamageLog, Segment: next.seg.id, Slot: next.header.slot,
+		Err: fmt.Errorf("replay: %d synced records before this group are unreadable: %w", next.lost, scstore.ErrCorrupt),
 	})
 	for _, t := range s.tables {
 		if !t.Frozen() {

@@ -41,6 +41,9 @@ const (
 	MaxTables = 1 << 20
 	// maxRootBytes bounds a root: a million tables and 64 TiB of segments fit.
 	maxRootBytes = 256 << 20
+	// maxRunPages bounds a run: 32 GiB of map, of which each page costs 8 bytes of
+	// memory.
+	maxRunPages = 1 << 23
 )
 
 // replayPoint is where the log goes on after a checkpoint.
@@ -207,7 +210,7 @@ func parseRoot(b []byte) (*root, error) {
 		n := &run{id: d.u32(), entries: d.u64()}
 		pages := d.u32()
 		n.places = d.places()
-		if !placesCover(n.places, pages) {
+		if pages > maxRunPages || !placesCover(n.places, pages) {
 			return nil, bad
 		}
 		n.pages = make([]pageRef, pages)

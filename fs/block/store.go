@@ -52,8 +52,9 @@ type Options struct {
 	// Rebuild makes the index anew from the segments.
 	Rebuild bool
 
-	// index replaces badger in tests of the crash model.
+	// index replaces badger in tests of the crash model; plant puts a bug in.
 	index rootIndex
+	plant planted
 }
 
 // rootIndex says which checkpoint is in force (index.go).

@@ -14,12 +14,14 @@ import (
 	"scstore/nbd"
 )
 
-// What of the NBD protocol a bare server needs beside the names of package nbd.
+// What of the NBD protocol a bare server and an inline load need beside the names
+// of package nbd.
 const (
-	nbdMagic       = 0x4e42444d41474943 // "NBDMAGIC"
-	nbdOptionMagic = 0x49484156454f5054 // "IHAVEOPT"
-	nbdReplyMagic  = 0x0003e889045565a9
-	nbdSimpleMagic = 0x67446698
+	nbdMagic        = 0x4e42444d41474943 // "NBDMAGIC"
+	nbdOptionMagic  = 0x49484156454f5054 // "IHAVEOPT"
+	nbdReplyMagic   = 0x0003e889045565a9
+	nbdRequestMagic = 0x25609513
+	nbdSimpleMagic  = 0x67446698
 
 	nbdFixedNewstyle = 1 << 0
 	nbdNoZeroes      = 1 << 1

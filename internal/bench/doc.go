@@ -6,10 +6,10 @@
 // them the same loads in turns, and returns medians, ratios and the table of the
 // promised figures. Verify compares an export with the Journal of an earlier Load.
 //
-// A load keeps a whole queue of requests in flight with two goroutines, one that
-// submits them in batches and the receiver of nbd.Client, so that on a small
-// machine it takes less of the processors than what it measures; one goroutine for
-// each request in flight would measure the scheduler.
+// On a small machine the load must take less of the processors than what it
+// measures. A load of reads or of writes alone is one goroutine for each connection
+// (inline); one that mixes them, or is verified, submits batches to a nbd.Client
+// (pipeline).
 //
 // Invariants:
 //

@@ -41,7 +41,7 @@ func fioArgs(o LoadOptions) []string {
 }
 
 // runFio runs fio. Its rates leave the final flush out of the time, so they are
-// shown beside ours and no figure rests on them.
+// shown beside ours.
 func runFio(ctx context.Context, o LoadOptions) (fioResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.Duration+drainTimeout)
 	defer cancel()

@@ -42,6 +42,7 @@ func (s stats) record(r *request, took time.Duration) {
 		h = s.read
 	case nbd.CmdFlush:
 		h = s.flush
+	default: // all that changes the disk counts as a write
 	}
 	record(h, took)
 }

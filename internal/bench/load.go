@@ -147,12 +147,16 @@ func Load(ctx context.Context, o LoadOptions) (LoadResult, error) {
 		defer cancel()
 	}
 	workers := make([]*worker, len(conns))
+	for i, c := range conns {
+		if workers[i], err = newWorker(ctx, l, c, i); err != nil {
+			return LoadResult{}, errors.Join(err, closeAll(conns), abort(workers[:i]))
+		}
+	}
 	errs := make([]error, len(conns))
 	start := time.Now()
 	var wg sync.WaitGroup
-	for i, c := range conns {
-		workers[i] = newWorker(l, c, i)
-		wg.Go(func() { errs[i] = workers[i].run(runCtx, ctx) })
+	for i, w := range workers {
+		wg.Go(func() { errs[i] = w.run(runCtx, ctx) })
 	}
 	wg.Wait()
 	result := l.result(workers, time.Since(start))
@@ -240,8 +244,7 @@ func randomPayload(seed uint64, n int) []byte {
 // worker drives one connection.
 type worker struct {
 	l          *load
-	c          *nbd.Client
-	p          *pipeline
+	engine     engine
 	rng        *rand.Rand
 	sinceFlush int
 	stats      stats // of the receiving goroutine
@@ -249,11 +252,40 @@ type worker struct {
 	final      time.Duration
 }
 
-func newWorker(l *load, c *nbd.Client, index int) *worker {
-	w := &worker{l: l, c: c, rng: rand.New(rand.NewPCG(l.o.Seed, uint64(index))), stats: newStats()}
-	w.p = newPipeline(c, l.o.QueueDepth, l.o.BlockBytes)
-	w.p.next, w.p.sending, w.p.done = w.next, w.sending, w.done
-	return w
+// engine keeps requests in flight on one connection: a pipeline or an inline.
+type engine interface {
+	run(ctx, abandon context.Context, last func(r *request) bool) error
+	close() error // instead of run
+}
+
+// newWorker gives the connection to a pipeline, or closes it and makes an inline
+// one of its own.
+func newWorker(ctx context.Context, l *load, c *nbd.Client, index int) (*worker, error) {
+	w := &worker{l: l, rng: rand.New(rand.NewPCG(l.o.Seed, uint64(index))), stats: newStats()}
+	if !inlineSuits(l.o) {
+		p := newPipeline(c, l.o.QueueDepth, l.o.BlockBytes)
+		p.next, p.sending, p.done = w.next, w.sending, w.done
+		w.engine = p
+		return w, nil
+	}
+	if err := c.Close(); err != nil {
+		return nil, err
+	}
+	p, err := dialInline(ctx, l.o.URL, l.o.QueueDepth, l.o.BlockBytes)
+	if err != nil {
+		return nil, err
+	}
+	p.next, p.done = w.next, w.done
+	w.engine = p
+	return w, nil
+}
+
+// abort closes the workers that will not run.
+func abort(workers []*worker) (err error) {
+	for _, w := range workers {
+		err = errors.Join(err, w.engine.close())
+	}
+	return err
 }
 
 func (w *worker) run(ctx, abandon context.Context) error {
@@ -265,7 +297,7 @@ func (w *worker) run(ctx, abandon context.Context) error {
 	if w.l.o.NoFinalFlush || w.l.o.ReadPercent == 100 {
 		last = nil
 	}
-	err := w.p.run(ctx, abandon, last)
+	err := w.engine.run(ctx, abandon, last)
 	if last != nil && err == nil && !w.finalStart.IsZero() {
 		w.final = time.Since(w.finalStart)
 	}

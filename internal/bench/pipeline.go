@@ -27,6 +27,7 @@ type request struct {
 	floors []uint32
 	mark   uint64
 	start  time.Time
+	sent   bool // in flight; for inline alone
 	alone  bool // sent when nothing else is in flight, and nothing else before its reply
 }
 
@@ -226,3 +227,5 @@ func (p *pipeline) drain(held int) error {
 	}
 	return p.why(err)
 }
+
+func (p *pipeline) close() error { return p.c.Close() }

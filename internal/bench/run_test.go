@@ -43,7 +43,7 @@ func TestRun_MeasuresPeers(t *testing.T) {
 	check(t, err)
 	for _, m := range metrics() {
 		for _, name := range append(KnownPeers(), BareName) {
-			row := report.row(m.name, name)
+			row := report.row(m.name, name, ToolLoad)
 			if name == BareName && (m.load.FlushEvery > 0 || m.aged || m.short) {
 				continue
 			}
@@ -93,7 +93,7 @@ func TestRun_ShowsFioBesideOurs(t *testing.T) {
 	})
 	check(t, err)
 	for _, row := range report.Rows {
-		ours := report.row(row.Metric, row.Target)
+		ours := report.row(row.Metric, row.Target, ToolLoad)
 		if row.Median < ours.Median/20 || row.Median > ours.Median*20 {
 			t.Errorf("%s by %s: %.0f %s, ours %.0f", row.Metric, row.Tool, row.Median, row.Unit, ours.Median)
 		}

@@ -157,7 +157,7 @@ func (f *dirFile) writeGroupLocked(bufs [][]byte, off int64) error {
 	if len(bufs) > 1 {
 		for {
 			n, err := pwritev(f.fd, bufs, off)
-			if err == unix.EINTR {
+			if err == unix.EINTR { //nolint:errorlint // a bare errno, on the hot path
 				continue
 			}
 			if err != nil {

@@ -180,13 +180,13 @@ func TestCrash_Names(t *testing.T) {
 	states := make(map[string]int)
 	for range 1000 {
 		c := d.Crash(rng)
-		state := ""
+		var state strings.Builder
 		names, err := c.List()
 		check(t, err)
 		for _, name := range names {
-			state += fmt.Sprintf("%s=%c ", name, read(t, c, name)[0])
+			fmt.Fprintf(&state, "%s=%c ", name, read(t, c, name)[0])
 		}
-		states[state]++
+		states[state.String()]++
 	}
 	want := []string{"final=o ", "final=o tmp=n ", "final=n ", "final=n tmp=2 "}
 	for _, s := range want {
