@@ -196,8 +196,9 @@ func (c *Client) ImportImage(ctx context.Context, name string, sizeBytes int64, 
 	_ = pr.CloseWithError(io.ErrClosedPipe)
 	endFill(io.ErrClosedPipe)
 	sent := <-result
+	ended := errors.Is(sent.err, io.ErrClosedPipe) || errors.Is(sent.err, context.Canceled) && err != nil
 	switch {
-	case sent.err != nil && !errors.Is(sent.err, io.ErrClosedPipe) && !(err != nil && errors.Is(sent.err, context.Canceled)):
+	case sent.err != nil && !ended:
 		return Volume{}, sent.err
 	case err == nil:
 		return v, nil
