@@ -380,8 +380,8 @@ func TestStreams_MoreThanTheLimitAreBusy(t *testing.T) {
 
 func TestServer_BadRequestsGetJSONErrors(t *testing.T) {
 	c, _ := serve(t, newMemory())
-	hc := http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) {
-		return net.Dial(c.Addr().Network, c.Addr().Address)
+	hc := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, c.Addr().Network, c.Addr().Address)
 	}}}
 	defer hc.CloseIdleConnections()
 	for _, test := range []struct {
@@ -407,7 +407,7 @@ func TestServer_BadRequestsGetJSONErrors(t *testing.T) {
 			t.Fatalf("%s %s: %v", test.method, test.path, err)
 		}
 		text, err := io.ReadAll(resp.Body)
-		resp.Body.Close()
+		err = errors.Join(err, resp.Body.Close())
 		if err != nil || resp.StatusCode != test.status || !strings.Contains(string(text), `"code":"`+test.code+`"`) {
 			t.Errorf("%s %s: got %d %s %v, want %d %s", test.method, test.path, resp.StatusCode, text, err, test.status, test.code)
 		}

@@ -36,21 +36,47 @@ type Client struct {
 
 // NewClient returns a client of the host at addr. It connects when it is used.
 func NewClient(addr Addr) *Client {
-	dialer := net.Dialer{Timeout: dialTimeout}
 	c := &Client{addr: addr, base: "http://scstore"}
 	if addr.Network == "tcp" {
 		c.base = "http://" + addr.Address
 	}
-	c.http = &http.Client{Transport: &http.Transport{
+	c.http = &http.Client{Transport: newTransport(addr, nil)}
+	return c
+}
+
+// newTransport returns a transport to addr. lost, if not nil, is called when a
+// connection ends, from any goroutine and maybe more than once.
+func newTransport(addr Addr, lost func()) *http.Transport {
+	dialer := net.Dialer{Timeout: dialTimeout}
+	return &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, addr.Network, addr.Address)
+			conn, err := dialer.DialContext(ctx, addr.Network, addr.Address)
+			if err != nil || lost == nil {
+				return conn, err
+			}
+			return &watchedConn{Conn: conn, lost: lost}, nil
 		},
 		DisableCompression: true,
 		WriteBufferSize:    128 << 10,
 		ReadBufferSize:     128 << 10,
 		MaxIdleConns:       4,
-	}}
-	return c
+	}
+}
+
+// watchedConn says when its other side has gone. The transport notices too, but
+// waits for the request's body, which may wait for a person.
+type watchedConn struct {
+	net.Conn
+	lost func()
+}
+
+// Read reads, and reports the end.
+func (c *watchedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.lost()
+	}
+	return n, err
 }
 
 // Close closes idle connections.
@@ -161,13 +187,18 @@ func (c *Client) ImportImage(ctx context.Context, name string, sizeBytes int64, 
 	}()
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(abortGrace, cancel) })
 	defer stop()
-	v, err := decode[Volume](c.send(reqCtx, http.MethodPut, path+"/data", pr))
+	// A connection of its own, whose loss ends the body.
+	transport := newTransport(c.addr, func() { _ = pr.CloseWithError(io.ErrClosedPipe) })
+	defer transport.CloseIdleConnections()
+	own := &Client{addr: c.addr, base: c.base, http: &http.Client{Transport: transport}}
+	v, err := decode[Volume](own.send(reqCtx, http.MethodPut, path+"/data", pr))
 	// Both end fill, if the host answered before its end.
 	_ = pr.CloseWithError(io.ErrClosedPipe)
 	endFill(io.ErrClosedPipe)
 	sent := <-result
+	ended := errors.Is(sent.err, io.ErrClosedPipe) || errors.Is(sent.err, context.Canceled) && err != nil
 	switch {
-	case sent.err != nil && !errors.Is(sent.err, io.ErrClosedPipe) && !(err != nil && errors.Is(sent.err, context.Canceled)):
+	case sent.err != nil && !ended:
 		return Volume{}, sent.err
 	case err == nil:
 		return v, nil

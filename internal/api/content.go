@@ -33,7 +33,16 @@ func (s *Server) importImage(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.giveStream()
+	// By default the server reads on before it answers, and what feeds the client
+	// may bring nothing for long: a failed import is answered at once.
+	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+		s.fail(w, r, fmt.Errorf("import: %w", err))
+		return
+	}
 	v, err := s.receive(r.Context(), r.PathValue("name"), r.Body)
+	if err != nil {
+		w.Header().Set("Connection", "close")
+	}
 	s.reply(w, r, http.StatusCreated, v, err)
 }
 
