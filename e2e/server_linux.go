@@ -38,7 +38,7 @@ type Server struct {
 	exited      chan struct{}
 
 	mu   sync.Mutex
-	said bytes.Buffer // on standard error, the first maxSaidBytes
+	said []byte // on standard error, the last maxSaidBytes
 }
 
 // Serve starts a host in dir and returns when it says that it is ready. The caller
@@ -88,8 +88,9 @@ func (s *Server) listen(stderr io.Reader, began time.Time, ready chan<- time.Dur
 			ready <- time.Since(began)
 		}
 		s.mu.Lock()
-		if s.said.Len() < maxSaidBytes {
-			fmt.Fprintln(&s.said, lines.Text())
+		s.said = append(append(s.said, lines.Bytes()...), '\n')
+		if extra := len(s.said) - maxSaidBytes; extra > 0 {
+			s.said = append(s.said[:0], s.said[extra:]...)
 		}
 		s.mu.Unlock()
 	}
@@ -111,11 +112,11 @@ func (s *Server) ReadyAfter() time.Duration { return s.readyAfter }
 // PID returns the process id.
 func (s *Server) PID() int { return s.cmd.Process.Pid }
 
-// Said returns what the host said on standard error.
+// Said returns what the host said on standard error, the end of it.
 func (s *Server) Said() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return strings.TrimSpace(s.said.String())
+	return strings.TrimSpace(string(s.said))
 }
 
 // Exited is closed when the process has ended; then ExitCode is known.
