@@ -58,7 +58,7 @@ bench: build ## measure against the peers on this machine, as a table
 	bin/scstore bench
 
 .PHONY: demo
-demo: build ## a tour: a host, a volume, a running guest
+demo: ## a tour: a host, an image, a volume, a guest that survives kill -9 of the host
 	scripts/demo
 
 .PHONY: golden

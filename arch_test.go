@@ -34,6 +34,7 @@ var layers = map[string][]string{
 	"internal/host":           {"*"},
 	"internal/testutil":       {"*"},
 	"e2e":                     {"*"},
+	"e2e/demo":                {"e2e"},
 	"cmd/scstore":             {".", "internal/api", "internal/bench", "internal/host", "nbd"},
 }
 
