@@ -72,5 +72,7 @@ func TestServer_RevokedExportEndsItsConnectionsOnly(t *testing.T) {
 	if err := server.Close(); err != nil {
 		t.Error(err)
 	}
-	<-served
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
 }

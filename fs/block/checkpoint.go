@@ -247,7 +247,7 @@ func (s *Store) commitRoot(runs []*run, clean bool) (doomed map[uint64]bool, err
 	if err := s.mapLog.sync(); err != nil {
 		return nil, err
 	}
-	pages := rootPages(s.id, r.appendTo(nil))
+	pages := rootPages(s.id, r.encode())
 	var places []pageExtent
 	for range 2 { // twice, so that rot in one copy costs nothing
 		if places, err = s.writeRootPages(r.checkpoint, pages); err != nil {

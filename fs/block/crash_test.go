@@ -76,14 +76,14 @@ func (h *history) check(content []byte) (uint64, error) {
 			return 0, fmt.Errorf("block %d holds block %d", b, binary.BigEndian.Uint64(p))
 		}
 		// The writes of the block after which it reads like this.
-		from, to, fits := uint64(0), ^uint64(0), false
+		fits := false
 		best := [2]uint64{}
 		for i := -1; i < len(writes); i++ {
 			at := uint64(0)
 			if i >= 0 {
 				at = writes[i]
 			}
-			from, to = at&^1, h.issued+1
+			from, to := at&^1, h.issued+1
 			if i+1 < len(writes) {
 				to = writes[i+1]&^1 - 1
 			}
@@ -245,11 +245,10 @@ func (w *world) cleanOne() error {
 	if err := w.store.checkpointMode(true, false); err != nil {
 		return err
 	}
-	for _, g := range w.store.victims(true) {
-		if _, err := w.store.cleanSegment(context.Background(), unlimited(), g); err != nil {
+	if victims := w.store.victims(true); len(victims) > 0 {
+		if _, err := w.store.cleanSegment(context.Background(), unlimited(), victims[0]); err != nil {
 			return err
 		}
-		break
 	}
 	return w.store.Checkpoint()
 }

@@ -515,7 +515,7 @@ func TestDamage_IndexIsRebuiltFromSegments(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if s, err = open(false); err == nil {
+	if _, err = open(false); err == nil {
 		t.Fatal("a ruined index was opened without a word")
 	}
 	var hint *scstore.HintError

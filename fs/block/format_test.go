@@ -51,10 +51,10 @@ func goldenRoot() *root {
 func goldens() map[string][]byte {
 	out := map[string][]byte{
 		"segment-header": segmentHeader{slots: maxSlots, store: goldenStore, id: 44, incarnation: 3}.appendTo(nil)[:64],
-		"superblock":     superblock{goldenStore, maxSlots, 3}.appendTo(nil)[:64],
-		"root-body":      goldenRoot().appendTo(nil),
-		"root-pages":     rootPages(goldenStore, goldenRoot().appendTo(nil))[:64],
-		"root-pointer":   rootPointer{12, []pageExtent{{0, 1, makeLoc(45, 9)}}}.appendTo(nil),
+		"superblock":     superblock{goldenStore, maxSlots, 3}.encode()[:64],
+		"root-body":      goldenRoot().encode(),
+		"root-pages":     rootPages(goldenStore, goldenRoot().encode())[:64],
+		"root-pointer":   rootPointer{12, []pageExtent{{0, 1, makeLoc(45, 9)}}}.encode(),
 	}
 	h := groupHeader{slot: 5, segment: 44, incarnation: 3, seq: 99, synced: 90, chain: 0xC0FFEE, revision: 2}
 	for name, r := range goldenRecords() {
@@ -116,13 +116,13 @@ func TestFormat_RecordsComeBack(t *testing.T) {
 			}
 		}
 	}
-	if got, err := parseRoot(goldenRoot().appendTo(nil)); err != nil || !bytes.Equal(got.appendTo(nil), goldenRoot().appendTo(nil)) {
+	if got, err := parseRoot(goldenRoot().encode()); err != nil || !bytes.Equal(got.encode(), goldenRoot().encode()) {
 		t.Errorf("root: %v, %+v", err, got)
 	}
 }
 
 func TestFormat_NewerVersionIsRefused(t *testing.T) {
-	b := superblock{goldenStore, maxSlots, 3}.appendTo(nil)
+	b := superblock{goldenStore, maxSlots, 3}.encode()
 	b[9] = formatVersion + 1
 	if _, err := parseSuperblock(b); !errors.Is(err, scstore.ErrVersion) {
 		t.Errorf("superblock of a newer version: got %v, want ErrVersion", err)
@@ -173,33 +173,33 @@ func FuzzParseGroupHeader(f *testing.F) {
 }
 
 func FuzzParseRoot(f *testing.F) {
-	f.Add(goldenRoot().appendTo(nil))
+	f.Add(goldenRoot().encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		fixed := reseal(b)
 		r, err := parseRoot(fixed)
 		if err != nil {
 			return
 		}
-		if again := r.appendTo(nil); len(again) != len(fixed) {
+		if again := r.encode(); len(again) != len(fixed) {
 			t.Fatalf("%d bytes came back as %d", len(fixed), len(again))
 		}
 	})
 }
 
 func FuzzParseRootPointer(f *testing.F) {
-	f.Add(rootPointer{12, []pageExtent{{0, 1, makeLoc(45, 9)}}}.appendTo(nil))
+	f.Add(rootPointer{12, []pageExtent{{0, 1, makeLoc(45, 9)}}}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		fixed := reseal(b)
-		if p, err := parseRootPointer(fixed); err == nil && !bytes.Equal(p.appendTo(nil), fixed) {
-			t.Fatalf("%x came back as %x", fixed, p.appendTo(nil))
+		if p, err := parseRootPointer(fixed); err == nil && !bytes.Equal(p.encode(), fixed) {
+			t.Fatalf("%x came back as %x", fixed, p.encode())
 		}
 	})
 }
 
 func FuzzParsePages(f *testing.F) {
 	for _, b := range [][]byte{
-		segmentHeader{slots: maxSlots, store: goldenStore, id: 44}.appendTo(nil), superblock{goldenStore, maxSlots, 3}.appendTo(nil),
-		rootPages(goldenStore, goldenRoot().appendTo(nil)), new(pageBuilder).finish(goldenStore, 1, 2, 0),
+		segmentHeader{slots: maxSlots, store: goldenStore, id: 44}.appendTo(nil), superblock{goldenStore, maxSlots, 3}.encode(),
+		rootPages(goldenStore, goldenRoot().encode()), new(pageBuilder).finish(goldenStore, 1, 2, 0),
 	} {
 		f.Add(b)
 	}

@@ -64,13 +64,12 @@ type rootPointer struct {
 	places     []pageExtent
 }
 
-func (p rootPointer) appendTo(b []byte) []byte {
-	start := len(b)
-	b = appendPlaces(binary.BigEndian.AppendUint64(b, p.checkpoint), p.places)
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+func (p rootPointer) encode() []byte {
+	b := appendPlaces(binary.BigEndian.AppendUint64(nil, p.checkpoint), p.places)
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-// parseRootPointer reads what appendTo wrote. Errors: ErrCorrupt.
+// parseRootPointer reads what encode wrote. Errors: ErrCorrupt.
 func parseRootPointer(b []byte) (rootPointer, error) {
 	bad := fmt.Errorf("index entry of %d bytes: %w", len(b), scstore.ErrCorrupt)
 	if len(b) < 4 || binary.BigEndian.Uint32(b[len(b)-4:]) != crc32.Checksum(b[:len(b)-4], castagnoli) {
@@ -109,7 +108,7 @@ func (x *index) root() (rootPointer, error) {
 
 // commit makes p the checkpoint in force; durable when it returns nil.
 func (x *index) commit(p rootPointer) error {
-	err := x.db.Update(func(tx *badger.Txn) error { return tx.Set(rootKey, p.appendTo(nil)) })
+	err := x.db.Update(func(tx *badger.Txn) error { return tx.Set(rootKey, p.encode()) })
 	if err != nil {
 		return fmt.Errorf("commit checkpoint %d: %w", p.checkpoint, err)
 	}

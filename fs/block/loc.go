@@ -62,17 +62,5 @@ func (e entry) clip(first, end uint64) entry {
 	return e
 }
 
-// less orders entries by table, block, and newest generation first: the order of
-// a run's pages.
-func (e entry) less(o entry) bool {
-	if e.table != o.table {
-		return e.table < o.table
-	}
-	if e.first != o.first {
-		return e.first < o.first
-	}
-	return e.gen > o.gen
-}
-
 // headGen is the view of a table's head: every generation is visible.
 const headGen = ^uint32(0)

@@ -98,10 +98,10 @@ func flags(a, b bool) byte {
 	return f
 }
 
-// appendTo encodes the body.
-func (r *root) appendTo(b []byte) []byte {
-	start, be := len(b), binary.BigEndian
-	b = be.AppendUint64(b, r.checkpoint)
+// encode returns the body.
+func (r *root) encode() []byte {
+	be := binary.BigEndian
+	b := be.AppendUint64(nil, r.checkpoint)
 	b = be.AppendUint64(b, r.incarnation)
 	b = append(b, flags(r.clean, false))
 	b = be.AppendUint64(b, r.replay.segment)
@@ -135,7 +135,7 @@ func (r *root) appendTo(b []byte) []byte {
 		b = be.AppendUint32(b, uint32(max(g.live, 0)))
 		b = append(b, flags(g.stream == streamMap, g.damaged))
 	}
-	return be.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+	return be.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
 func appendPlaces(b []byte, places []pageExtent) []byte {
@@ -188,7 +188,7 @@ func (r *reader) places() []pageExtent {
 	return places
 }
 
-// parseRoot decodes what appendTo made. Errors: ErrCorrupt.
+// parseRoot decodes what encode made. Errors: ErrCorrupt.
 func parseRoot(b []byte) (*root, error) {
 	bad := fmt.Errorf("checkpoint of %d bytes: %w", len(b), scstore.ErrCorrupt)
 	if len(b) < 4 || len(b) > maxRootBytes ||

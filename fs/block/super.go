@@ -31,7 +31,7 @@ type superblock struct {
 	incarnation uint64
 }
 
-func (b superblock) appendTo(out []byte) []byte {
+func (b superblock) encode() []byte {
 	page := make([]byte, scstore.BlockSize)
 	copy(page[4:], superMagic)
 	binary.BigEndian.PutUint16(page[8:], formatVersion)
@@ -39,10 +39,10 @@ func (b superblock) appendTo(out []byte) []byte {
 	copy(page[16:], b.id[:])
 	binary.BigEndian.PutUint64(page[32:], b.incarnation)
 	binary.BigEndian.PutUint32(page, pageSum(b.id, page))
-	return append(out, page...)
+	return page
 }
 
-// parseSuperblock reads what appendTo wrote. Errors: ErrCorrupt, ErrVersion.
+// parseSuperblock reads what encode wrote. Errors: ErrCorrupt, ErrVersion.
 func parseSuperblock(page []byte) (superblock, error) {
 	var b superblock
 	if len(page) != scstore.BlockSize || string(page[4:8]) != superMagic {
@@ -110,7 +110,7 @@ func writeSuperblock(dir disk.FS, b superblock) error {
 	if err != nil {
 		return fmt.Errorf("write superblock: %w", err)
 	}
-	_, err = f.WriteAt(b.appendTo(nil), 0)
+	_, err = f.WriteAt(b.encode(), 0)
 	if err == nil {
 		err = f.Datasync()
 	}

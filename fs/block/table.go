@@ -32,7 +32,7 @@ type Table struct {
 }
 
 // addTable enters a table. mapMu is held.
-func (s *Store) addTable(rt rootTable) *Table {
+func (s *Store) addTable(rt rootTable) {
 	t := &Table{store: s, no: rt.no, id: rt.id, base: rt.base, baseGen: rt.baseGen, pins: map[uint32]int{}}
 	t.sizeBytes.Store(rt.sizeBytes)
 	t.gen.Store(rt.gen)
@@ -40,7 +40,6 @@ func (s *Store) addTable(rt rootTable) *Table {
 	t.quarantined.Store(rt.quarantined)
 	s.tables[t.no], s.byID[t.id] = t, t
 	s.nextTable = max(s.nextTable, t.no+1)
-	return t
 }
 
 // ID returns the volume's id.

@@ -391,11 +391,10 @@ func readChain(chain []Reader, e scstore.Extent, p []byte, out []scstore.Piece, 
 	size := scstore.Extent{Count: uint64(chain[0].SizeBytes()) / scstore.BlockSize}
 	in := e.Clamp(size)
 	inside := p[:in.Count*scstore.BlockSize]
-	ok := true
 	if in.Count > 0 {
-		pieces, readOK, err := chain[0].ReadBlocks(in.First, inside, nil, now)
-		if err != nil || !readOK {
-			return out, readOK, err
+		pieces, ok, err := chain[0].ReadBlocks(in.First, inside, nil, now)
+		if err != nil || !ok {
+			return out, ok, err
 		}
 		for _, piece := range pieces {
 			if piece.State != scstore.PieceAbsent {
