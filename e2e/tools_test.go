@@ -272,7 +272,7 @@ func TestTools_FioVerifies(t *testing.T) {
 		{"--bs=1m", "--iodepth=4", "--rw=write"},
 	} {
 		argv := []string{"fio", "--name=v", "--ioengine=nbd", "--uri=" + s.URL("clone"), "--size=48m", "--verify=crc32c", "--do_verify=1",
-			"--verify_fatal=1", "--randseed=7", "--end_fsync=1", "--output-format=json"}
+			"--verify_fatal=1", "--randseed=7", "--end_fsync=1", "--aux-path=" + t.TempDir(), "--output-format=json"}
 		out := tool(t, slices.Concat(argv, job)...)
 		var result struct {
 			Jobs []struct {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"golang.org/x/time/rate"
 
@@ -24,14 +25,59 @@ const (
 // errSuperseded says that a block was overwritten while it was being moved.
 var errSuperseded = errors.New("overwritten meanwhile")
 
-// clean gets space back: it has a checkpoint merge the whole map, so that the
-// segments' counts are true, and then copies what still lives out of the emptiest
-// segments, until space is not short and garbage is below half of what lives.
+// passes counts what the cleaner does, for those who wait for space.
+type passes struct {
+	mu           sync.Mutex
+	cond         sync.Cond
+	begun, ended uint64
+	closed       bool // no other will begin
+}
+
+// awaitSpace has the cleaner make space and waits until there is some for one who
+// leaves reserve spares, or until a whole pass has found none. The cleaner itself
+// does not wait: it ends its pass, and what it has emptied is freed. logMu is held,
+// and let go of meanwhile. Errors: ErrNoSpace.
+func (s *Store) awaitSpace(reserve int) error {
+	if reserve > reserveCheckpoint {
+		s.logMu.Unlock()
+		defer s.logMu.Lock()
+		c := &s.passes
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		s.requestSpace()
+		for next := c.begun + 1; c.ended < next && !c.closed && !s.pool.canTake(reserve); {
+			c.cond.Wait()
+		}
+		if s.pool.canTake(reserve) {
+			return nil
+		}
+	}
+	return fmt.Errorf("append: %w", scstore.ErrNoSpace)
+}
+
+// note changes the counters and wakes who waits.
+func (c *passes) note(change func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change()
+	c.cond.Broadcast()
+}
+
+// clean is one pass of the cleaner.
 func (s *Store) clean(ctx context.Context) {
+	s.passes.note(func() { s.passes.begun++ })
+	defer s.passes.note(func() { s.passes.ended = s.passes.begun })
 	if err := s.checkpointMode(true, false); err != nil {
 		s.logger.Warn("cleaning could not begin", "err", err)
 		return
 	}
+	s.cleanSegments(ctx)
+}
+
+// cleanSegments gets space back: a checkpoint has merged the whole map, so that the
+// segments' counts are true; it copies what still lives out of the emptiest
+// segments, until space is not short and garbage is below half of what lives.
+func (s *Store) cleanSegments(ctx context.Context) {
 	pace := rate.NewLimiter(cleanBytesPerSecond, 2*maxGroupBlocks*scstore.BlockSize)
 	for ctx.Err() == nil {
 		short := s.pool.short()
@@ -43,20 +89,26 @@ func (s *Store) clean(ctx context.Context) {
 			pace.SetLimit(rate.Inf)
 		}
 		freed := 0
-		for _, g := range victims[:min(cleanBatch, len(victims))] {
+		for _, g := range victims {
 			ok, err := s.cleanSegment(ctx, pace, g)
+			if errors.Is(err, scstore.ErrNoSpace) {
+				break // until the checkpoint has freed what was emptied so far
+			}
 			if err != nil {
 				s.logger.Warn("segment can't be cleaned", "segment", g.name, "err", err)
-				break
 			}
 			if ok {
 				freed++
+			}
+			if freed == cleanBatch {
+				break
 			}
 		}
 		if err := s.Checkpoint(); err != nil || freed == 0 {
 			return
 		}
 		s.metrics.cleaned.Add(float64(freed))
+		s.passes.note(func() {})
 	}
 }
 

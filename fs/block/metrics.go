@@ -95,7 +95,7 @@ func (s *Store) Stats() Stats {
 	s.logMu.Unlock()
 	st.MapMemoryBytes = int64(s.cache.pages()) * scstore.BlockSize
 	s.pool.mu.Lock()
-	st.SpareSegments, st.Full = len(s.pool.spares), s.pool.full && len(s.pool.spares) <= reserveCleaner && len(s.pool.free) == 0
+	st.SpareSegments, st.Full = len(s.pool.spares), len(s.pool.spares) <= reserveDiscards && s.pool.exhausted()
 	s.pool.mu.Unlock()
 	return st
 }

@@ -69,6 +69,7 @@ func newStore(o Options, super superblock) *Store {
 	}
 	s.log, s.mapLog = newAppender(s, streamLog), newAppender(s, streamMap)
 	s.syncCond.L = &s.syncMu
+	s.passes.cond.L = &s.passes.mu
 	for i := range s.requests {
 		s.requests[i] = make(chan struct{}, 1)
 	}
@@ -149,6 +150,7 @@ func (s *Store) stop() error {
 		return nil
 	}
 	s.cancel(scstore.ErrClosed)
+	s.passes.note(func() { s.passes.closed = true })
 	s.pool.mu.Lock()
 	s.pool.closed = true
 	s.pool.cond.Broadcast()

@@ -16,15 +16,16 @@ import (
 var errNeedSegment = errors.New("stream needs a segment")
 
 // How far down an append may go in the spare segments. Data written by guests
-// leave the last ones to the cleaner, which makes space, and to checkpoints,
-// without which nothing is ever freed.
+// leave the last ones to what frees space, that to the cleaner, which makes space
+// of it, and all to checkpoints, without which nothing is ever freed.
 const (
 	reserveNone       = 0 // checkpoints
-	reserveCheckpoint = 1 // the cleaner, discards, and what frees space
-	reserveCleaner    = 2 // guests' data
+	reserveCheckpoint = 1 // the cleaner: it empties at least one segment into its own
+	reserveCleaner    = 2 // discards, and what else frees space
+	reserveDiscards   = 3 // guests' data
 
 	// spareTarget is how many segments the filler keeps ready.
-	spareTarget = reserveCleaner + 2
+	spareTarget = reserveDiscards + 2
 )
 
 // poolPollInterval is how often a full file system is asked for room again.
@@ -48,6 +49,7 @@ type pool struct {
 	names  []string    // of free
 	nextID uint64
 	full   bool  // the file system has no room for another segment
+	making bool  // the filler is making a spare of a free file
 	hurry  bool  // a writer waits: segments are only reserved, not zero-filled
 	err    error // of the filler; sticky
 	closed bool
@@ -69,11 +71,30 @@ func (p *pool) take(reserve int) (*segment, error) {
 		g := p.spares[0]
 		p.spares = slices.Delete(p.spares, 0, 1)
 		return g, nil
-	case p.full && len(p.free) == 0:
+	case p.exhausted():
 		return nil, fmt.Errorf("take segment: %w", scstore.ErrNoSpace)
 	}
 	p.hurry = true
 	return nil, errNeedSegment
+}
+
+// exhausted reports whether no spare will come by itself. p.mu is held.
+func (p *pool) exhausted() bool { return p.full && len(p.free) == 0 && !p.making }
+
+// starved reports whether fewer than reserve spares are left and none will come:
+// then what is left of the active segment is not for those who have to leave that
+// many either, or they would use up what the cleaner took for its copies.
+func (p *pool) starved(reserve int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.spares) < reserve && p.exhausted()
+}
+
+// canTake reports whether take would bring a segment, now or after a wait.
+func (p *pool) canTake(reserve int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.spares) > reserve || !p.exhausted()
 }
 
 // peekID returns an id that no segment has yet.
@@ -90,11 +111,12 @@ func (p *pool) short() bool {
 	return p.full && len(p.free)+len(p.spares) <= spareTarget
 }
 
-// wait blocks until the pool may have changed.
-func (p *pool) wait() {
+// wait blocks until the pool may have changed for one who has to leave reserve
+// spares.
+func (p *pool) wait(reserve int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.closed && p.err == nil && len(p.spares) <= reserveCleaner && (!p.full || len(p.free) > 0) {
+	if !p.closed && p.err == nil && len(p.spares) <= reserve && !p.exhausted() {
 		p.cond.Wait()
 	}
 }
@@ -158,6 +180,7 @@ func (p *pool) fillOne() bool {
 	if haveFree > 0 && (want || haveFree > p.freeMax || p.full) {
 		file, name = p.free[haveFree-1], p.names[haveFree-1]
 		p.free, p.names = p.free[:haveFree-1], p.names[:haveFree-1]
+		p.making = true
 	}
 	id, hurry := p.nextID, p.hurry
 	if want {
@@ -183,6 +206,7 @@ func (p *pool) done(g *segment, err error) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	defer p.cond.Broadcast()
+	p.making = false
 	switch {
 	case errors.Is(err, scstore.ErrNoSpace):
 		p.full = true

@@ -24,6 +24,9 @@ const (
 	MaxUnsyncedBytes = 64 << 20
 	// MaxReplayBytes bounds the log that a restart replays.
 	MaxReplayBytes = 512 << 20
+	// minReserveBytes is the smallest default of ReserveBytes: a store that has filled
+	// its disk up to the reserve must be able to open its index again.
+	minReserveBytes = indexOpenBytes + 48<<20
 	// checkpointBytes of log make a checkpoint due.
 	checkpointBytes = MaxReplayBytes / 2
 	// MaxPins bounds the pinned generations of one table: all versions of a block
@@ -46,7 +49,7 @@ type Options struct {
 	// SegmentSlots is the size of segments in blocks when the store is made; by
 	// default 16384 (64 MiB), less on a small file system. Later opens ignore it.
 	SegmentSlots int
-	// ReserveBytes of the file system are never taken; by default 64 MiB or 1 %,
+	// ReserveBytes of the file system are never taken; by default 128 MiB or 1 %,
 	// whichever is more.
 	ReserveBytes uint64
 	// Rebuild makes the index anew from the segments.
@@ -82,7 +85,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.SegmentSlots = defaultSlots(u.TotalBytes)
 	}
 	if o.ReserveBytes == 0 {
-		o.ReserveBytes = max(64<<20, min(u.TotalBytes/100, 4<<30))
+		o.ReserveBytes = max(minReserveBytes, min(u.TotalBytes/100, 4<<30))
 	}
 	if o.MapMemoryBytes < MinMapMemoryBytes || o.SegmentSlots < minSlots || o.SegmentSlots > maxSlots {
 		return o, fmt.Errorf("open store: map memory %d, segment of %d slots: %w",
@@ -153,6 +156,7 @@ type Store struct {
 	damage   []Damage
 	recovery RecoveryReport
 
+	passes    passes // of the cleaner
 	fatal     chan error
 	group     *errgroup.Group
 	cancel    context.CancelCauseFunc
@@ -204,6 +208,12 @@ func (s *Store) appendLocked(r record, data []byte, reserve int, allow func(*rec
 		}
 		if err := allow(&r); err != nil {
 			return err
+		}
+		if s.pool.starved(reserve) {
+			if err := s.awaitSpace(reserve); err != nil {
+				return err
+			}
+			continue
 		}
 		n, at, err := s.log.append(r, data)
 		if errors.Is(err, errNeedSegment) {
@@ -292,12 +302,11 @@ func (s *Store) newLogSegment(reserve int) error {
 	switch {
 	case errors.Is(err, errNeedSegment):
 		s.logMu.Unlock()
-		s.pool.wait()
+		s.pool.wait(reserve)
 		s.logMu.Lock()
 		return nil
 	case errors.Is(err, scstore.ErrNoSpace):
-		s.requestSpace()
-		return err
+		return s.awaitSpace(reserve)
 	case err != nil:
 		return err
 	}
@@ -325,7 +334,7 @@ func (s *Store) appendMap(r record, data []byte) (int, loc, error) {
 		g, err := s.pool.take(reserveNone)
 		switch {
 		case errors.Is(err, errNeedSegment):
-			s.pool.wait()
+			s.pool.wait(reserveNone)
 			continue
 		case err != nil:
 			return 0, 0, err

@@ -109,7 +109,7 @@ func (t *Table) WriteBlocks(first scstore.BlockIndex, p []byte) error {
 	if err := t.check(first, n); err != nil {
 		return err
 	}
-	return t.store.appendLog(t, record{kind: recordData, table: t.no, first: uint64(first), count: n}, p, reserveCleaner)
+	return t.store.appendLog(t, record{kind: recordData, table: t.no, first: uint64(first), count: n}, p, reserveDiscards)
 }
 
 // ZeroBlocks makes the extent read as zeros, in one record however long it is.
@@ -123,14 +123,14 @@ func (t *Table) ZeroBlocks(e scstore.Extent, discard bool) error {
 	if discard {
 		kind = recordDiscard
 	}
-	return t.store.appendLog(t, record{kind: kind, table: t.no, first: uint64(e.First), count: e.Count}, nil, reserveCheckpoint)
+	return t.store.appendLog(t, record{kind: kind, table: t.no, first: uint64(e.First), count: e.Count}, nil, reserveCleaner)
 }
 
 // Freeze ends all writing to the table, for ever, and makes its content durable:
 // what a volume needs to be another's base.
 func (t *Table) Freeze() error {
 	if !t.frozen.Load() {
-		if err := t.store.appendLog(t, record{kind: recordFreeze, table: t.no}, nil, reserveCheckpoint); err != nil {
+		if err := t.store.appendLog(t, record{kind: recordFreeze, table: t.no}, nil, reserveCleaner); err != nil {
 			return err
 		}
 	}
@@ -142,7 +142,7 @@ func (t *Table) Resize(sizeBytes int64) error {
 	if sizeBytes < t.SizeBytes() || sizeBytes > scstore.MaxVolumeBytes || sizeBytes%scstore.BlockSize != 0 {
 		return fmt.Errorf("resize volume %s to %d bytes: %w", t.id, sizeBytes, scstore.ErrInvalid)
 	}
-	if err := t.store.appendLog(t, record{kind: recordResize, table: t.no, sizeBytes: sizeBytes}, nil, reserveCheckpoint); err != nil {
+	if err := t.store.appendLog(t, record{kind: recordResize, table: t.no, sizeBytes: sizeBytes}, nil, reserveCleaner); err != nil {
 		return err
 	}
 	return t.store.Sync()
@@ -184,7 +184,7 @@ func (t *Table) Pin() (*Pin, error) {
 	t.pins[gen]++
 	t.pinMu.Unlock()
 	p := &Pin{table: t, gen: gen}
-	if err := t.store.appendLog(t, record{kind: recordSeal, table: t.no}, nil, reserveCheckpoint); err != nil {
+	if err := t.store.appendLog(t, record{kind: recordSeal, table: t.no}, nil, reserveCleaner); err != nil {
 		p.Release()
 		return nil, err
 	}
@@ -265,7 +265,7 @@ func (s *Store) Create(o CreateOptions) (*Table, error) {
 	case base != nil:
 		r.base, r.baseGen = base.no, headGen
 	}
-	if err := s.appendLog(nil, r, nil, reserveCleaner); err != nil {
+	if err := s.appendLog(nil, r, nil, reserveDiscards); err != nil {
 		return nil, err
 	}
 	if err := s.Sync(); err != nil {
@@ -311,7 +311,7 @@ func (s *Store) Delete(id scstore.VolumeID) error {
 	if err != nil {
 		return err
 	}
-	if err := s.appendLog(t, record{kind: recordDelete, table: t.no}, nil, reserveCheckpoint); err != nil {
+	if err := s.appendLog(t, record{kind: recordDelete, table: t.no}, nil, reserveCleaner); err != nil {
 		return err
 	}
 	s.requestSpace()
