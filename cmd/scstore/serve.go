@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -43,7 +45,7 @@ The sockets have mode 0600: who may use them is who may use the store.`,
 	f.StringVar(&o.API, "api", "", "address of the API (default unix:DIR/api.sock)")
 	f.StringVar(&o.NBD, "nbd", "", "address of the NBD door (default unix:DIR/nbd.sock)")
 	f.BoolVar(&o.Insecure, "insecure", false, "allow host:port addresses, open to everybody who reaches them")
-	f.StringVar(&mapMemory, "map-memory", "", "memory for the extent map (default 64M)")
+	f.StringVar(&mapMemory, "map-memory", "", "memory for the extent map (default 32M)")
 	return cmd
 }
 
@@ -60,8 +62,16 @@ func (e *environ) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(e.stderr, o))
 }
 
+// serveGCPercent has a host collect garbage earlier than usual: most of its heap
+// are pages of the map, without pointers, so a collection is cheap and memory is
+// what it saves.
+const serveGCPercent = 40
+
 // serve runs a host until ctx ends. A signal is the normal end.
 func (e *environ) serve(ctx context.Context, o host.Options) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(serveGCPercent)
+	}
 	h, err := host.Open(ctx, o)
 	if err != nil {
 		return err

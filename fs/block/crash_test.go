@@ -15,10 +15,11 @@ import (
 	"scstore"
 	"scstore/fs/block/disk"
 	"scstore/fs/block/disk/crashdisk"
+	"scstore/internal/invariant"
 )
 
 var (
-	crashPoints = flag.Int("crash.points", 3000, "crash points to try")
+	crashPoints = flag.Int("crash.points", 10000, "crash points to try")
 	crashSeed   = flag.Uint64("crash.seed", 0, "replay this seed alone (0: all)")
 )
 
@@ -336,13 +337,17 @@ func crashRun(t testing.TB, seed uint64, tweak func(*world)) (checked int, err e
 func TestCrash_EveryFlushedBlockSurvives(t *testing.T) {
 	var mu sync.Mutex
 	checked, seed := 0, uint64(0)
+	points := *crashPoints
+	if invariant.Enabled { // with the race detector it takes ten times as long
+		points /= 10
+	}
 	var wg sync.WaitGroup
 	for range 2 {
 		wg.Go(func() {
 			for {
 				mu.Lock()
 				seed++
-				mine, done := seed, checked >= *crashPoints
+				mine, done := seed, checked >= points
 				mu.Unlock()
 				if *crashSeed != 0 {
 					if mine > 1 {

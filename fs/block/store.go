@@ -18,7 +18,7 @@ import (
 // The limits of the local store.
 const (
 	// DefaultMapMemoryBytes is how much of the extent map stays in memory.
-	DefaultMapMemoryBytes = 64 << 20
+	DefaultMapMemoryBytes = 32 << 20
 	// MaxUnsyncedBytes is how much acknowledged data may wait for the device; a
 	// writer that comes to it waits for a sync.
 	MaxUnsyncedBytes = 64 << 20

@@ -13,8 +13,8 @@ const (
 	// SpanBlocks is the unit of digests: 1 MiB.
 	SpanBlocks = 256
 	// MaxExactSpans bounds the spans of which single changed blocks are known
-	// (about 25 MiB of memory); beyond it a touched span counts as changed whole.
-	MaxExactSpans = 256 << 10
+	// (about 4 MiB of memory); beyond it a touched span counts as changed whole.
+	MaxExactSpans = 32 << 10
 )
 
 // dirtySet is which blocks the open epoch changed. It may name a block that was
