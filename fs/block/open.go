@@ -130,6 +130,8 @@ func (s *Store) requestSpace() { s.request(taskClean) }
 func (s *Store) tryCheckpoint() {
 	if err := s.Checkpoint(); err != nil {
 		s.logger.Warn("checkpoint did not come into force", "err", err)
+	} else if s.wasteful() {
+		s.requestSpace()
 	}
 }
 

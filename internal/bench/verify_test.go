@@ -82,7 +82,7 @@ func TestVerify_AcknowledgedWritesSurviveAKill(t *testing.T) {
 func TestVerify_CatchesPlantedLosses(t *testing.T) {
 	// victim returns a block that was written, flushed and is no zero block.
 	victim := func(v *volatile) int64 {
-		for b := int64(0); b < testBlocks; b++ {
+		for b := range int64(testBlocks) {
 			if s, err := ParseStamp(v.live[b*scstore.BlockSize : (b+1)*scstore.BlockSize]); err == nil && s.Generation > 1 {
 				return b
 			}
