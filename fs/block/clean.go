@@ -18,6 +18,9 @@ const (
 	cleanBytesPerSecond = 64 << 20
 	// cleanBatch is how many segments are emptied before a checkpoint frees them.
 	cleanBatch = 4
+	// maxStalledBatches end a pass that only moves blocks about: nearly full segments
+	// give less than the copies take.
+	maxStalledBatches = 4
 	// garbageMinBytes of overwritten blocks are left lying at least.
 	garbageMinBytes = 1 << 30
 )
@@ -79,7 +82,8 @@ func (s *Store) clean(ctx context.Context) {
 // segments, until space is not short and garbage is below half of what lives.
 func (s *Store) cleanSegments(ctx context.Context) {
 	pace := rate.NewLimiter(cleanBytesPerSecond, 2*maxGroupBlocks*scstore.BlockSize)
-	for ctx.Err() == nil {
+	fewest, stalled := s.segmentCount(), 0
+	for ctx.Err() == nil && stalled < maxStalledBatches {
 		short := s.pool.short()
 		victims := s.victims(short)
 		if len(victims) == 0 || !short && !s.wasteful() {
@@ -109,7 +113,17 @@ func (s *Store) cleanSegments(ctx context.Context) {
 		}
 		s.metrics.cleaned.Add(float64(freed))
 		s.passes.note(func() {})
+		stalled++
+		if n := s.segmentCount(); n < fewest {
+			fewest, stalled = n, 0
+		}
 	}
+}
+
+func (s *Store) segmentCount() int {
+	s.mapMu.RLock()
+	defer s.mapMu.RUnlock()
+	return len(s.segments)
 }
 
 // wasteful reports whether overwritten blocks take more space than they may.
@@ -130,7 +144,7 @@ func (s *Store) victims(short bool) []*segment {
 		if g == active || g.stream != streamLog || !g.retired.Load() || g.damaged.Load() {
 			continue
 		}
-		if live := g.live.Load(); live*4 <= int64(g.slots)*2 || short && live*20 <= int64(g.slots)*19 {
+		if live := g.live.Load(); live*4 <= int64(g.slots)*2 || short && live*10 <= int64(g.slots)*9 {
 			out = append(out, g)
 		}
 	}

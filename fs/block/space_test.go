@@ -176,3 +176,28 @@ func TestOpen_OrderOfFileOperations(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+func TestSpace_ScatteredBlocksFillTheDiskAndNoMore(t *testing.T) {
+	d, index := crashdisk.New(crashdisk.Options{Seed: 1, CapacityBytes: 48 << 20}), &memoryIndex{}
+	s := openTest(t, d, index)
+	defer s.Close()
+	tab := mustCreate(t, s, CreateOptions{ID: testID(1), SizeBytes: 1 << 30})
+	p := make([]byte, scstore.BlockSize)
+	n := uint64(0)
+	for ; ; n++ {
+		fillBlock(p, 2*n, n+1)
+		err := tab.WriteBlocks(scstore.BlockIndex(2*n), p)
+		if errors.Is(err, scstore.ErrNoSpace) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n < 5000 {
+		t.Fatalf("full after %d blocks", n)
+	}
+	for b := range n {
+		wantVersion(t, tab, 2*b, b+1)
+	}
+}
