@@ -140,12 +140,6 @@ func Load(ctx context.Context, o LoadOptions) (LoadResult, error) {
 	if err != nil {
 		return LoadResult{}, errors.Join(err, closeAll(conns))
 	}
-	runCtx := ctx
-	if o.Duration > 0 {
-		var cancel context.CancelFunc
-		runCtx, cancel = context.WithTimeout(ctx, o.Duration)
-		defer cancel()
-	}
 	workers := make([]*worker, len(conns))
 	for i, c := range conns {
 		if workers[i], err = newWorker(ctx, l, c, i); err != nil {
@@ -153,7 +147,12 @@ func Load(ctx context.Context, o LoadOptions) (LoadResult, error) {
 		}
 	}
 	errs := make([]error, len(conns))
-	start := time.Now()
+	start, runCtx := time.Now(), ctx
+	if o.Duration > 0 {
+		var cancel context.CancelFunc
+		runCtx, cancel = context.WithTimeout(ctx, o.Duration)
+		defer cancel()
+	}
 	var wg sync.WaitGroup
 	for i, w := range workers {
 		wg.Go(func() { errs[i] = w.run(runCtx, ctx) })

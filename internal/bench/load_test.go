@@ -72,11 +72,10 @@ func TestLoad_MixAndWorkingSet(t *testing.T) {
 
 func TestLoad_EndsInTime(t *testing.T) {
 	url, _ := serve(t, 1<<20, newVolatile(1<<20))
-	start := time.Now()
 	got, err := Load(t.Context(), LoadOptions{URL: url, Duration: 200 * time.Millisecond})
 	check(t, err)
-	if took := time.Since(start); took < 200*time.Millisecond || got.Seconds < 0.2 || got.Writes == 0 {
-		t.Errorf("took %s: %+v", took, got)
+	if got.Seconds < 0.2 || got.Writes == 0 {
+		t.Errorf("%+v", got)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
