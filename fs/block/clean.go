@@ -36,26 +36,33 @@ type passes struct {
 	closed       bool // no other will begin
 }
 
-// awaitSpace has the cleaner make space and waits until there is some for one who
-// leaves reserve spares, or until a whole pass has found none. The cleaner itself
-// does not wait: it ends its pass, and what it has emptied is freed. logMu is held,
-// and let go of meanwhile. Errors: ErrNoSpace.
+// awaitSpace has the cleaner make space and waits until there is a segment for one
+// who leaves reserve spares, or until a whole pass has made none. What checkpoints
+// take and give back meanwhile is no space: only a spare at hand counts. The
+// cleaner itself does not wait: it ends its pass, and what it has emptied is freed.
+// logMu is held, and let go of meanwhile. Errors: ErrNoSpace.
 func (s *Store) awaitSpace(reserve int) error {
 	if reserve > reserveCheckpoint {
 		s.logMu.Unlock()
 		defer s.logMu.Lock()
-		c := &s.passes
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		s.requestSpace()
-		for next := c.begun + 1; c.ended < next && !c.closed && !s.pool.canTake(reserve); {
-			c.cond.Wait()
-		}
-		if s.pool.canTake(reserve) {
+		s.awaitPass(reserve)
+		if s.pool.settle(reserve) {
 			return nil
 		}
 	}
 	return fmt.Errorf("append: %w", scstore.ErrNoSpace)
+}
+
+// awaitPass returns after a pass that began after the call, or once there is a
+// spare for one who leaves reserve of them.
+func (s *Store) awaitPass(reserve int) {
+	c := &s.passes
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.requestSpace()
+	for next := c.begun + 1; c.ended < next && !c.closed && !s.pool.canTake(reserve); {
+		c.cond.Wait()
+	}
 }
 
 // note changes the counters and wakes who waits.
@@ -112,6 +119,7 @@ func (s *Store) cleanSegments(ctx context.Context) {
 			return
 		}
 		s.metrics.cleaned.Add(float64(freed))
+		s.pool.settle(reserveDiscards)
 		s.passes.note(func() {})
 		stalled++
 		if n := s.segmentCount(); n < fewest {
@@ -144,7 +152,7 @@ func (s *Store) victims(short bool) []*segment {
 		if g == active || g.stream != streamLog || !g.retired.Load() || g.damaged.Load() {
 			continue
 		}
-		if live := g.live.Load(); live*4 <= int64(g.slots)*2 || short && live*10 <= int64(g.slots)*9 {
+		if live := g.live.Load(); live*4 <= int64(g.slots)*2 || short && live*20 <= int64(g.slots)*19 {
 			out = append(out, g)
 		}
 	}

@@ -90,11 +90,11 @@ func (p *pool) starved(reserve int) bool {
 	return len(p.spares) < reserve && p.exhausted()
 }
 
-// canTake reports whether take would bring a segment, now or after a wait.
+// canTake reports whether take would bring a segment now.
 func (p *pool) canTake(reserve int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.spares) > reserve || !p.exhausted()
+	return len(p.spares) > reserve
 }
 
 // peekID returns an id that no segment has yet.
@@ -116,9 +116,26 @@ func (p *pool) short() bool {
 func (p *pool) wait(reserve int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.closed && p.err == nil && len(p.spares) <= reserve && !p.exhausted() {
+	if p.undecided(reserve) {
 		p.cond.Wait()
 	}
+}
+
+// settle blocks until take would bring a segment, which it reports, or none will
+// come by itself.
+func (p *pool) settle(reserve int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.undecided(reserve) {
+		p.cond.Wait()
+	}
+	return len(p.spares) > reserve
+}
+
+// undecided reports whether a spare that is missing may still come by itself. p.mu
+// is held.
+func (p *pool) undecided(reserve int) bool {
+	return !p.closed && p.err == nil && len(p.spares) <= reserve && !p.exhausted()
 }
 
 // kick wakes the filler. p.mu is held.
