@@ -2,6 +2,7 @@ package block
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -52,6 +53,16 @@ func writeVersion(t *testing.T, tab *Table, block, version uint64) {
 	if err := tab.WriteBlocks(scstore.BlockIndex(block), p); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// versionOf reads which version of a block is served.
+func versionOf(t *testing.T, tab *Table, block uint64) uint64 {
+	t.Helper()
+	p := make([]byte, scstore.BlockSize)
+	if _, _, err := tab.ReadBlocks(scstore.BlockIndex(block), p, nil, false); err != nil {
+		t.Fatalf("block %d: %v", block, err)
+	}
+	return binary.BigEndian.Uint64(p[8:])
 }
 
 func wantVersion(t *testing.T, tab *Table, block, version uint64) {

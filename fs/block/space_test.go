@@ -3,6 +3,7 @@ package block
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"strings"
 	"syscall"
 	"testing"
@@ -161,6 +162,60 @@ func TestPoison_AFailedSyncIsNeverTakenBack(t *testing.T) {
 	s.abandon()
 	_, tab = reopen(t, d.Kill(), index)
 	wantVersion(t, tab, 1, 1)
+}
+
+// TestPoison_ARestartShowsWhatTheDeviceHas has a sync fail, the process die and the
+// device work again: whatever the next process shows and flushes, a power loss
+// afterwards must not take back.
+func TestPoison_ARestartShowsWhatTheDeviceHas(t *testing.T) {
+	const blocks = 40
+	for seed := range uint64(60) {
+		d, index := crashdisk.New(crashdisk.Options{Seed: seed}), &memoryIndex{}
+		s := openTest(t, d, index)
+		tab := mustCreate(t, s, CreateOptions{ID: testID(1), SizeBytes: blocks * scstore.BlockSize})
+		for b := range uint64(blocks) {
+			writeVersion(t, tab, b, 1)
+		}
+		if err := s.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		for b := range uint64(blocks) {
+			writeVersion(t, tab, b, 2)
+			if b%8 == 7 {
+				s.logMu.Lock()
+				err := s.log.closeGroup()
+				s.logMu.Unlock()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		d.Fail(func(op crashdisk.Op) error {
+			if op.Kind == crashdisk.Sync {
+				return syscall.EIO
+			}
+			return nil
+		})
+		if err := s.Sync(); !errors.Is(err, scstore.ErrPoisoned) {
+			t.Fatalf("flush over a failing device: got %v, want ErrPoisoned", err)
+		}
+		d.Fail(nil)
+		s.abandon()
+		d = d.Kill()
+		s, tab = reopen(t, d, index)
+		var shown [blocks]uint64
+		for b := range uint64(blocks) {
+			shown[b] = versionOf(t, tab, b)
+		}
+		if err := s.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		s.abandon()
+		_, tab = reopen(t, d.Crash(rand.New(rand.NewPCG(seed, 1))), index)
+		for b, v := range shown {
+			wantVersion(t, tab, uint64(b), v)
+		}
+	}
 }
 
 // TestOpen_OrderOfFileOperations is the order in which a new store reaches the

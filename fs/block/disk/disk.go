@@ -10,7 +10,8 @@
 //   - a created, renamed or removed name is durable only after SyncDir returned
 //     nil; before that each such change may be there or not, on its own;
 //   - a failed Datasync may have dropped any page written since the last good
-//     one, and says so once: no caller retries it.
+//     one, and says so once: no caller retries it. Reads from then on show what
+//     the device has.
 //
 // A store's folder is flat: names hold no separator except for sub-folders that
 // are given whole to a library (badger's), which this interface does not cover.

@@ -117,10 +117,6 @@ func (n *inode) crash(rng *rand.Rand, f fate) *inode {
 	}
 	for _, index := range n.dirtyPages() {
 		h := n.dirty[index]
-		if h.lost {
-			out.set(index, h.versions[0])
-			continue
-		}
 		p := n.live(index)
 		if rng.Float64() >= f.keep {
 			p = h.versions[0]
@@ -205,7 +201,7 @@ func (n *inode) kill() *inode {
 	if len(n.dirty) > 0 {
 		out.dirty = make(map[int64]*history, len(n.dirty))
 		for index, h := range n.dirty {
-			out.dirty[index] = &history{versions: slices.Clone(h.versions), lost: h.lost}
+			out.dirty[index] = &history{versions: slices.Clone(h.versions)}
 		}
 	}
 	return out

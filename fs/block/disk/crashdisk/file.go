@@ -233,7 +233,7 @@ func (f *file) WriteBack(off, length int64) error {
 		return err
 	}
 	for _, index := range f.inode.dirtyPages() {
-		if start := index * disk.PageSize; start >= off+length || start+disk.PageSize <= off || f.inode.dirty[index].lost {
+		if start := index * disk.PageSize; start >= off+length || start+disk.PageSize <= off {
 			continue
 		}
 		if d.intN(2) == 0 {

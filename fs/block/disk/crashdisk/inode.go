@@ -30,9 +30,6 @@ type chunk struct {
 // history is what a page may turn out to hold instead of its live content.
 type history struct {
 	versions []*page // versions[0] is on the platter; the live content is not among them
-	// lost is set by a failed sync that left the new content in memory only: the
-	// page counts as clean, and a crash always gives versions[0].
-	lost bool
 }
 
 // inode is one file's content, whatever names it.
@@ -90,9 +87,6 @@ func (n *inode) write(index int64, p *page, rng func(int) int) {
 			n.dirty = make(map[int64]*history)
 		}
 		n.dirty[index] = &history{versions: []*page{old}}
-	case h.lost:
-		h.lost = false
-		h.versions = h.versions[:1]
 	default:
 		h.versions = keep(h.versions, old, rng)
 	}
@@ -224,14 +218,10 @@ func (n *inode) share() *inode {
 	return &inode{chunks: slices.Clone(n.chunks), space: slices.Clone(n.space), size: n.size}
 }
 
-// synced makes the live content durable, all but what an earlier failure lost.
+// synced makes the live content durable.
 func (n *inode) synced() {
 	n.sizes = nil
-	for index, h := range n.dirty {
-		if !h.lost {
-			delete(n.dirty, index)
-		}
-	}
+	clear(n.dirty)
 }
 
 // dirtyPages returns the changed pages in order.
@@ -245,23 +235,16 @@ func (n *inode) dirtyPages() []int64 {
 }
 
 // syncFailed is what a failed sync leaves: of each changed page the device took
-// the newest version, or an older one that now shows, or one that shows only once
-// the page has left the memory.
+// the newest version, or an older one, which shows from now on, or nothing was
+// tried and the page is as unsynced as before.
 func (n *inode) syncFailed(rng *rand.Rand) {
 	for _, index := range n.dirtyPages() {
-		h := n.dirty[index]
-		if h.lost {
-			continue
-		}
-		switch rng.IntN(3) {
+		switch h := n.dirty[index]; rng.IntN(3) {
 		case 0:
 			delete(n.dirty, index)
 		case 1:
 			n.set(index, h.versions[rng.IntN(len(h.versions))])
 			delete(n.dirty, index)
-		default:
-			h.versions = []*page{h.versions[rng.IntN(len(h.versions))]}
-			h.lost = true
 		}
 	}
 }
