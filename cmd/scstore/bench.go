@@ -63,6 +63,7 @@ that no acknowledged write is lost.`,
 	f.StringSliceVar(&o.Peers, "peer", nil, "compare with these alone: "+strings.Join(bench.KnownPeers(), ", "))
 	f.StringSliceVar(&o.Metrics, "metric", nil, "measure these alone: "+strings.Join(bench.MetricNames(), ", "))
 	f.StringVar(&workingSet, "working-set", "", "size of what is written (default 8G, with --quick 1G)")
+	f.DurationVar(&o.WriteTime, "write-time", 0, "length of each load that writes (default 1m, with --quick 5s)")
 	f.Uint64Var(&o.Seed, "seed", 0, "seed of what is random")
 	return cmd
 }
@@ -70,7 +71,11 @@ that no acknowledged write is lost.`,
 // bench runs the measurements.
 func (e *environ) bench(ctx context.Context, o bench.Options) error {
 	o.Progress = func(p bench.Progress) {
-		e.talk("bench: %d of %d: %s, %s left", p.Done, p.Total, p.Step, p.Remain.Round(time.Second))
+		left := ""
+		if p.Done > 0 {
+			left = fmt.Sprintf(", about %s left", p.Remain.Round(time.Second))
+		}
+		e.talk("bench: %d of %d: %s%s", p.Done, p.Total, p.Step, left)
 	}
 	report, err := bench.Run(ctx, o)
 	if err != nil {

@@ -28,6 +28,8 @@ const (
 	// cachedTime is the length of the short write that is published beside the long
 	// one: most of it ends in memory.
 	cachedTime = 3 * time.Second
+	// fioTime bounds fio's own run of a load: a second opinion, not the figure.
+	fioTime = 15 * time.Second
 	// fillUnit is what the sizes are rounded up to, in bytes.
 	fillUnit = 1 << 20
 	// spaceFactor is how much room the store gets, as a multiple of the volume: a
@@ -126,6 +128,7 @@ type metric struct {
 	name  string
 	unit  string // "ops/s" or "MB/s"
 	load  LoadOptions
+	once  bool // ends when the working set was written once, if that is sooner
 	aged  bool // reads what the writes left instead of the read set
 	short bool // cachedTime long
 	noFio bool
@@ -143,7 +146,7 @@ func metrics() []metric {
 		{name: "randwrite-4k-qd32-3s", unit: "ops/s", load: LoadOptions{QueueDepth: 32}, short: true, noFio: true},
 		{name: "randwrite-4k-qd32-flush32", unit: "ops/s", load: LoadOptions{QueueDepth: 32, FlushEvery: 32}, noFio: true},
 		{name: "randwrite-4k-qd1-flush1", unit: "ops/s", load: LoadOptions{QueueDepth: 1, FlushEvery: 1, FlushBarrier: true}, short: true, noFio: true},
-		{name: "seqwrite-1m-qd8", unit: "MB/s", load: LoadOptions{QueueDepth: 8, BlockBytes: mib, Sequential: true}},
+		{name: "seqwrite-1m-qd8", unit: "MB/s", load: LoadOptions{QueueDepth: 8, BlockBytes: mib, Sequential: true}, once: true},
 		{name: "seqread-1m-qd8-aged", unit: "MB/s", load: LoadOptions{ReadPercent: 100, QueueDepth: 8, BlockBytes: mib, Sequential: true}, aged: true, noFio: true},
 	}
 }
@@ -172,6 +175,9 @@ func (m metric) options(o Options, t *target, round int) LoadOptions {
 	}
 	if l.ReadPercent == 100 && !m.aged || t.Kind == KindLimit {
 		l.OffsetBytes, l.WorkingSetBytes = 0, o.ReadSetBytes
+	}
+	if m.once && t.Kind != KindLimit {
+		l.Ops = l.WorkingSetBytes / int64(l.BlockBytes)
 	}
 	return l.withDefaults()
 }
@@ -367,6 +373,7 @@ func (r *run) one(ctx context.Context, m metric, t *target, round int) error {
 	if r.o.NoFio || m.noFio {
 		return nil
 	}
+	o.Duration = min(o.Duration, fioTime)
 	f, err := runFio(ctx, o)
 	if err != nil {
 		return err
