@@ -48,7 +48,7 @@ var libraries = map[string][]string{
 	"golang.org/x/sync":                       {"*"},
 	"golang.org/x/sys":                        {"*"}, // files named *_linux.go only
 	"golang.org/x/term":                       {"cmd/scstore"},
-	"golang.org/x/time":                       {"fs/block"},
+	"golang.org/x/time":                       {"fs/block", "nbd"},
 }
 
 func TestLayers_ImportsPointInward(t *testing.T) {

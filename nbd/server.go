@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"scstore"
 )
@@ -28,6 +30,8 @@ const (
 
 	acceptRetryMin = 5 * time.Millisecond
 	acceptRetryMax = time.Second
+
+	warningBurst = 20 // lines before the logging of bad clients slows down
 )
 
 // Device is what an export stands on: a volume. All methods are safe for
@@ -130,12 +134,17 @@ type Server struct {
 
 	mu     sync.Mutex // guards closed, and serves.Add against serves.Wait
 	closed bool
+
+	// What strangers can cause is logged at most about once a second.
+	warnings rate.Sometimes
+	unlogged atomic.Int64
 }
 
 // NewServer makes a server; Serve starts it. Precondition: o.Exports is set.
 func NewServer(o Options) *Server {
 	o = o.withDefaults()
-	s := &Server{o: o, metrics: newMetrics(o.Registerer), slots: make(chan struct{}, o.MaxConnections)}
+	s := &Server{o: o, metrics: newMetrics(o.Registerer), slots: make(chan struct{}, o.MaxConnections),
+		warnings: rate.Sometimes{First: warningBurst, Interval: time.Second}}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.metrics.limitConns.Set(float64(o.MaxConnections))
 	s.metrics.limitInFlight.Set(MaxHandedOffBytes)
@@ -201,7 +210,7 @@ func (s *Server) accept(soft, hard context.Context, l net.Listener, conns *sync.
 		case s.slots <- struct{}{}:
 		default:
 			s.metrics.refused.Inc()
-			s.o.Logger.Warn("nbd connection refused: too many", "connections", s.o.MaxConnections)
+			s.warn(s.o.Logger, "nbd connection refused: too many", "connections", s.o.MaxConnections)
 			_ = nc.Close()
 			continue
 		}
@@ -262,19 +271,32 @@ func (s *Server) serveConn(soft, hard context.Context, nc net.Conn) {
 
 	ok, err := c.handshake()
 	if err != nil || !ok {
-		logEnd(log, "nbd handshake ended", err)
+		s.logEnd(log, "nbd handshake ended", err)
 		return
 	}
 	log.Info("nbd export opened", "volume", c.export.Name, "bytes", c.size, "read_only", c.readOnly)
 	err = c.transmit()
-	logEnd(log, "nbd connection ended", err)
+	s.logEnd(log, "nbd connection ended", err)
 }
 
 // logEnd reports why a connection ended; a client that goes away is not news.
-func logEnd(log *slog.Logger, message string, err error) {
+func (s *Server) logEnd(log *slog.Logger, message string, err error) {
 	if err == nil || isDisconnect(err) {
 		log.Debug(message, "err", err) //nolint:sloglint // a constant of its callers
 		return
 	}
-	log.Warn(message, "err", err) //nolint:sloglint // a constant of its callers
+	s.warn(log, message, "err", err)
+}
+
+// warn logs unless too much was logged just now; the next line says how much was
+// left out.
+func (s *Server) warn(log *slog.Logger, message string, args ...any) {
+	shown := false
+	s.warnings.Do(func() {
+		shown = true
+		log.Warn(message, append(args, "unlogged", s.unlogged.Swap(0))...) //nolint:sloglint // a constant of its callers
+	})
+	if !shown {
+		s.unlogged.Add(1)
+	}
 }

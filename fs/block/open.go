@@ -18,7 +18,7 @@ import (
 // ever replayed over two incarnations. ctx bounds the opening only.
 //
 // Errors: ErrVersion (made by a newer scstore), ErrCorrupt (with a hint),
-// ErrNoSpace (nothing was changed), ErrInvalid.
+// ErrNoSpace (nothing was changed), ErrInvalid, also for the files of another store.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -27,7 +27,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := o.checkSpace(); err != nil {
 		return nil, err
 	}
-	super, err := openSuperblock(o.FS, o.SegmentSlots)
+	super, err := openSuperblock(o.FS, o.StoreID, o.SegmentSlots)
 	if err != nil {
 		return nil, err
 	}

@@ -223,7 +223,7 @@ func TestPoison_ARestartShowsWhatTheDeviceHas(t *testing.T) {
 func TestOpen_OrderOfFileOperations(t *testing.T) {
 	d := crashdisk.New(crashdisk.Options{Seed: 1})
 	d.Trace()
-	if _, err := openSuperblock(d, testSlots); err != nil {
+	if _, err := openSuperblock(d, scstore.StoreID{}, testSlots); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{"remove store.new failed", "create store.new", "write store.new 0 4096", "sync store.new", "rename store.new store", "syncdir"}

@@ -40,6 +40,8 @@ type Options struct {
 	FS disk.FS
 	// IndexDir is badger's folder. Required.
 	IndexDir string
+	// StoreID is the id that the store must have, or gets if it is new; zero takes any.
+	StoreID scstore.StoreID
 	// Logger gets state changes that a person acts on; nil discards them.
 	Logger *slog.Logger
 	// Registerer gets the store's metrics; nil keeps them nowhere.

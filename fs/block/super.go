@@ -65,8 +65,9 @@ func parseSuperblock(page []byte) (superblock, error) {
 }
 
 // openSuperblock reads the superblock, or makes one in a folder without segments,
-// and makes the next incarnation durable.
-func openSuperblock(dir disk.FS, slots int) (superblock, error) {
+// and makes the next incarnation durable. A store with another id than id is not
+// touched; a zero id is any, and drawn for a new store.
+func openSuperblock(dir disk.FS, id scstore.StoreID, slots int) (superblock, error) {
 	b, err := readSuperblock(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		names, err := dir.List()
@@ -78,12 +79,16 @@ func openSuperblock(dir disk.FS, slots int) (superblock, error) {
 				return b, fmt.Errorf("open store: segments without a superblock: %w", scstore.ErrCorrupt)
 			}
 		}
-		b = superblock{slots: slots}
-		if _, err := rand.Read(b.id[:]); err != nil {
-			return b, fmt.Errorf("draw store id: %w", err)
+		b = superblock{slots: slots, id: id}
+		if id == (scstore.StoreID{}) {
+			rand.Read(b.id[:])
 		}
 	} else if err != nil {
 		return b, err
+	}
+	if id != (scstore.StoreID{}) && b.id != id {
+		return b, scstore.Hint(fmt.Errorf("open store: the segments are those of store %s, not of %s: %w", b.id, id, scstore.ErrInvalid),
+			"put back the files that belong together; nothing was changed")
 	}
 	b.incarnation++
 	return b, writeSuperblock(dir, b)

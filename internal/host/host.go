@@ -102,11 +102,14 @@ func (h *Host) openStores(ctx context.Context, rebuild bool) error {
 		return err
 	}
 	h.meta, err = consensus.OpenLocal(ctx, filepath.Join(h.o.Dir, metaName), consensus.Options{StoreID: h.folder.id, Logger: h.log})
+	if errors.Is(err, scstore.ErrInvalid) {
+		return scstore.Hint(err, "put back the files that belong together; nothing was changed")
+	}
 	if err != nil {
 		return err
 	}
 	h.blocks, err = block.Open(ctx, block.Options{
-		FS: segments, IndexDir: filepath.Join(h.o.Dir, indexName),
+		FS: segments, IndexDir: filepath.Join(h.o.Dir, indexName), StoreID: h.folder.id,
 		Logger: h.log, Registerer: h.registry, MapMemoryBytes: h.o.MapMemoryBytes, Rebuild: rebuild,
 	})
 	if err != nil {
