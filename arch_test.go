@@ -22,6 +22,7 @@ var layers = map[string][]string{
 	"fs/block":                {".", "fs/block/disk", "internal/invariant"},
 	"fs/volume":               {".", "internal/invariant"},
 	"consensus/meta":          {".", "internal/invariant"},
+	"consensus/handoff":       {"."},
 	"consensus":               {".", "consensus/meta", "fs/block/disk", "internal/invariant"},
 	"nbd":                     {".", "internal/invariant"},
 	"propagate":               {".", "propagate/codec", "propagate/wire"},
