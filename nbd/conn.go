@@ -27,6 +27,9 @@ const (
 	MaxWriteChunk = 1 << 20
 )
 
+// shuttingDown is the message that goes with ESHUTDOWN.
+const shuttingDown = "server is shutting down"
+
 // errDisconnect ends a connection as the client asked.
 var errDisconnect = errors.New("disconnect requested")
 
@@ -54,6 +57,7 @@ type conn struct {
 	allocation bool // base:allocation was selected
 	export     Export
 	open       bool        // export is to be closed
+	inside     bool        // export.Gate counts the loop in
 	keep       func() bool // ends the watch over export.Revoked; may be nil
 	requested  string      // the name that it was opened by
 	contextOf  string      // the export that base:allocation was selected for
@@ -72,8 +76,9 @@ type conn struct {
 	wg      sync.WaitGroup
 	held    atomic.Int64 // shared: payload bytes that workers hold
 
-	draining atomic.Bool // shared: the server ends
-	mu       sync.Mutex  // guards the read deadline against drain
+	draining atomic.Bool   // shared: the server ends
+	drained  chan struct{} // closed when draining is set
+	mu       sync.Mutex    // guards the read deadline against drain
 }
 
 // newConn prepares a connection; it takes no resources but memory.
@@ -85,7 +90,7 @@ func newConn(s *Server, nc net.Conn, hard context.Context, log *slog.Logger) *co
 		s: s, nc: nc, ctx: hard, log: log,
 		in:     make([]byte, readBufferBytes),
 		out:    make([]byte, 0, outBufferBytes),
-		writer: writer{nc: nc, sent: s.metrics.replyWrites},
+		writer: writer{nc: nc, sent: s.metrics.replyWrites}, drained: make(chan struct{}),
 	}
 }
 
@@ -94,7 +99,9 @@ func newConn(s *Server, nc net.Conn, hard context.Context, log *slog.Logger) *co
 func (c *conn) drain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.draining.Store(true)
+	if !c.draining.Swap(true) {
+		close(c.drained)
+	}
 	_ = c.nc.SetReadDeadline(time.Now().Add(c.s.o.ShutdownGrace))
 }
 
@@ -116,6 +123,7 @@ func (c *conn) need(n int) error {
 	if err := c.flushOut(); err != nil {
 		return err
 	}
+	c.leaveGate()
 	if c.r == c.w {
 		c.r, c.w = 0, 0
 	} else if len(c.in)-c.r < n || c.r >= len(c.in)/2 {
@@ -141,6 +149,7 @@ func (c *conn) need(n int) error {
 func (c *conn) transmit() (err error) {
 	defer func() {
 		err = errors.Join(err, c.flushOut())
+		c.leaveGate()
 		if c.jobs != nil {
 			close(c.jobs)
 		}
@@ -197,6 +206,11 @@ var allowedFlags = [commandCount]CommandFlags{
 
 // handle carries out one request or hands it off. An error ends the connection.
 func (c *conn) handle(req request) error {
+	if req.cmd != CmdDisconnect {
+		if _, err := c.enterGate(); err != nil { // if the connection ends, check says so
+			return err
+		}
+	}
 	if req.cmd >= commandCount {
 		return c.fail(req, EINVAL, "unknown command")
 	}
@@ -239,7 +253,7 @@ func (c *conn) check(req request) (e Errno, message string) {
 	isWrite := req.cmd == CmdWrite || req.cmd == CmdWriteZeroes || req.cmd == CmdTrim
 	switch {
 	case c.draining.Load():
-		return ESHUTDOWN, "server is shutting down"
+		return ESHUTDOWN, shuttingDown
 	case req.flags&^allowedFlags[req.cmd] != 0, req.flags&CmdFlagDF != 0 && !c.structured:
 		return EINVAL, "flag not allowed for this command"
 	case req.cmd == CmdFlush:

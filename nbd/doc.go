@@ -32,7 +32,9 @@
 //	I4 No byte that a client sends can cause a panic, and a request that is refused
 //	   changes nothing, except that the chunks of a WRITE longer than
 //	   MaxWriteChunk are applied as they arrive.
-//	I5 Serve returns after its goroutines ended, or after CloseTimeout, with an
+//	I5 Between the end of Gate.Pause and Gate.Resume no request is carried out and
+//	   none answered, but with ESHUTDOWN on a connection that ends.
+//	I6 Serve returns after its goroutines ended, or after CloseTimeout, with an
 //	   error that says how many did not.
 //
 // Lock order: writer.mu is a leaf; Server.mu is never held while a device or a

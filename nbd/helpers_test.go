@@ -31,6 +31,7 @@ type exports struct {
 	devices map[string]nbd.Device
 	open    atomic.Int64
 	err     error // what Open answers, if set
+	gate    *nbd.Gate
 }
 
 func (e *exports) List(context.Context) ([]nbd.ExportInfo, error) {
@@ -53,7 +54,7 @@ func (e *exports) Open(_ context.Context, name string) (nbd.Export, error) {
 		return nbd.Export{}, fmt.Errorf("export %q: %w", name, scstore.ErrNotFound)
 	}
 	e.open.Add(1)
-	return nbd.Export{Device: d, Name: name, Description: describe(name), MultiConn: true, Close: func() error {
+	return nbd.Export{Device: d, Name: name, Description: describe(name), MultiConn: true, Gate: e.gate, Close: func() error {
 		e.open.Add(-1)
 		return nil
 	}}, nil

@@ -161,7 +161,15 @@ func (c *conn) write(req request) error {
 	if err := c.need(n); err != nil {
 		return fmt.Errorf("read payload: %w", err)
 	}
-	err := c.dev.WriteAt(c.in[c.r:c.r+n], int64(req.offset))
+	ok, err := c.enterGate() // it may have been left to wait for the payload
+	if err != nil {
+		return err
+	}
+	if !ok {
+		c.r += n
+		return c.fail(req, ESHUTDOWN, shuttingDown)
+	}
+	err = c.dev.WriteAt(c.in[c.r:c.r+n], int64(req.offset))
 	c.r += n
 	if err == nil {
 		c.s.metrics.writtenBytes.Add(float64(n))
@@ -183,12 +191,23 @@ func (c *conn) writeLarge(req request) error {
 		chunk := buf.b[:n]
 		k := copy(chunk, c.in[c.r:c.w])
 		c.r += k
+		c.leaveGate()
 		if _, err := io.ReadFull(c.nc, chunk[k:]); err != nil {
 			return fmt.Errorf("read payload: %w", err)
 		}
-		if err := c.dev.WriteAt(chunk, off); err != nil {
+		ok, err := c.enterGate()
+		if err != nil {
+			return err
+		}
+		if ok {
+			err = c.dev.WriteAt(chunk, off)
+		}
+		if err != nil || !ok {
 			if err := c.skip(left - n); err != nil {
 				return err
+			}
+			if !ok {
+				return c.fail(req, ESHUTDOWN, shuttingDown)
 			}
 			return c.applied(req, err)
 		}

@@ -80,6 +80,7 @@ type Export struct {
 	// requests in progress are finished, further ones answered ESHUTDOWN. nil means
 	// never.
 	Revoked context.Context
+	Gate    *Gate // shared by the connections of a volume; nil is always open
 	Close   func() error
 }
 

@@ -19,7 +19,7 @@ func (c *conn) handOff(j job) error {
 		c.jobs = make(chan job)
 	}
 	if c.held.Load()+int64(j.payload()) <= MaxHandedOffBytes {
-		c.hold(j)
+		c.hold(j) // before anybody else can have it
 		select {
 		case c.jobs <- j:
 			return nil
@@ -50,11 +50,13 @@ func (j job) payload() int {
 }
 
 func (c *conn) hold(j job) {
+	c.export.Gate.add()
 	c.held.Add(int64(j.payload()))
 	c.s.metrics.handedOff.Add(float64(j.payload()))
 }
 
 func (c *conn) unhold(j job) {
+	c.export.Gate.leave(1)
 	c.held.Add(-int64(j.payload()))
 	c.s.metrics.handedOff.Sub(float64(j.payload()))
 }
@@ -185,6 +187,7 @@ func (c *conn) flush(handle uint64) error {
 		c.wg.Go(c.flusher)
 	}
 	c.s.metrics.flushWaiters.Inc()
+	c.export.Gate.add()
 	select {
 	case c.flushes <- handle:
 		return nil
@@ -192,6 +195,7 @@ func (c *conn) flush(handle uint64) error {
 	}
 	if err := c.flushOut(); err != nil {
 		c.s.metrics.flushWaiters.Dec()
+		c.export.Gate.leave(1)
 		return err
 	}
 	c.flushes <- handle // the flusher takes them until the loop closes the channel
@@ -228,5 +232,6 @@ func (c *conn) flusher() {
 		}
 		c.s.metrics.flushWaiters.Sub(float64(len(waiting)))
 		_ = c.writer.write(out) // a failed write has closed the socket; the loop reports it
+		c.export.Gate.leave(len(waiting))
 	}
 }
