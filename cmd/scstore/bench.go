@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -63,7 +64,7 @@ that no acknowledged write is lost.`,
 	f.StringSliceVar(&o.Peers, "peer", nil, "compare with these alone: "+strings.Join(bench.KnownPeers(), ", "))
 	f.StringSliceVar(&o.Metrics, "metric", nil, "measure these alone: "+strings.Join(bench.MetricNames(), ", "))
 	f.StringVar(&workingSet, "working-set", "", "size of what is written (default 8G, with --quick 1G)")
-	f.DurationVar(&o.WriteTime, "write-time", 0, "length of each load that writes (default 1m, with --quick 5s)")
+	f.DurationVar(&o.WriteTime, "write-time", 0, "length of the random writes (default 1m, with --quick 5s)")
 	f.Uint64Var(&o.Seed, "seed", 0, "seed of what is random")
 	return cmd
 }
@@ -78,16 +79,14 @@ func (e *environ) bench(ctx context.Context, o bench.Options) error {
 		e.talk("bench: %d of %d: %s%s", p.Done, p.Total, p.Step, left)
 	}
 	report, err := bench.Run(ctx, o)
-	if err != nil {
-		return err
+	switch {
+	case len(report.Rows) == 0: // nothing was measured before it
+	case e.json:
+		err = errors.Join(err, e.print(report, nil))
+	default:
+		err = errors.Join(err, report.WriteText(e.stdout))
 	}
-	if e.json {
-		return e.print(report, nil)
-	}
-	if err := report.WriteText(e.stdout); err != nil {
-		return fmt.Errorf("print the result: %w", err)
-	}
-	return nil
+	return err
 }
 
 // benchKill runs the kills.

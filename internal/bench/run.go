@@ -16,7 +16,7 @@ import (
 const (
 	DefaultRounds          = 5
 	DefaultWriteTime       = 60 * time.Second
-	DefaultReadTime        = 10 * time.Second
+	DefaultReadTime        = 5 * time.Second
 	DefaultWorkingSetBytes = 8 << 30
 	DefaultReadSetBytes    = 1 << 30
 
@@ -28,8 +28,11 @@ const (
 	// cachedTime is the length of the short write that is published beside the long
 	// one: most of it ends in memory.
 	cachedTime = 3 * time.Second
+	// setTime is the length of writes other than the first figure's: with a working
+	// set larger than any cache they need not be longer.
+	setTime = 20 * time.Second
 	// fioTime bounds fio's own run of a load: a second opinion, not the figure.
-	fioTime = 15 * time.Second
+	fioTime = 10 * time.Second
 	// fillUnit is what the sizes are rounded up to, in bytes.
 	fillUnit = 1 << 20
 	// spaceFactor is how much room the store gets, as a multiple of the volume: a
@@ -50,7 +53,7 @@ type Options struct {
 	NoFio       bool // leave fio's own figures out
 
 	Rounds          int
-	WriteTime       time.Duration // of each figure that writes
+	WriteTime       time.Duration // of random writes; of other writes setTime at most
 	ReadTime        time.Duration // of each figure that reads
 	WorkingSetBytes int64         // of the writes
 	ReadSetBytes    int64         // of the reads; warm, so less than the memory
@@ -131,6 +134,7 @@ type metric struct {
 	once  bool // ends when the working set was written once, if that is sooner
 	aged  bool // reads what the writes left instead of the read set
 	short bool // cachedTime long
+	long  bool // WriteTime long, not setTime
 	noFio bool
 }
 
@@ -142,7 +146,7 @@ func metrics() []metric {
 		{name: "randread-4k-qd32", unit: "ops/s", load: LoadOptions{ReadPercent: 100, QueueDepth: 32}},
 		{name: "randread-4k-qd1", unit: "ops/s", load: LoadOptions{ReadPercent: 100, QueueDepth: 1}},
 		{name: "seqread-1m-qd8", unit: "MB/s", load: LoadOptions{ReadPercent: 100, QueueDepth: 8, BlockBytes: mib, Sequential: true}},
-		{name: "randwrite-4k-qd32", unit: "ops/s", load: LoadOptions{QueueDepth: 32}},
+		{name: "randwrite-4k-qd32", unit: "ops/s", load: LoadOptions{QueueDepth: 32}, long: true},
 		{name: "randwrite-4k-qd32-3s", unit: "ops/s", load: LoadOptions{QueueDepth: 32}, short: true, noFio: true},
 		{name: "randwrite-4k-qd32-flush32", unit: "ops/s", load: LoadOptions{QueueDepth: 32, FlushEvery: 32}, noFio: true},
 		{name: "randwrite-4k-qd1-flush1", unit: "ops/s", load: LoadOptions{QueueDepth: 1, FlushEvery: 1, FlushBarrier: true}, short: true, noFio: true},
@@ -170,8 +174,14 @@ func (m metric) options(o Options, t *target, round int) LoadOptions {
 	if l.ReadPercent == 100 {
 		l.Duration = o.ReadTime
 	}
+	if !m.long {
+		l.Duration = min(l.Duration, setTime)
+	}
 	if m.short {
 		l.Duration = min(l.Duration, cachedTime)
+	}
+	if t.Kind == KindLimit { // memory: it is as fast at once as it ever will be
+		l.Duration = min(l.Duration, o.ReadTime)
 	}
 	if l.ReadPercent == 100 && !m.aged || t.Kind == KindLimit {
 		l.OffsetBytes, l.WorkingSetBytes = 0, o.ReadSetBytes
