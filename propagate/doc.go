@@ -5,8 +5,9 @@
 //
 // Jump is the receiver's core for one jump of one window of a volume from one
 // position to another, and has no clock, goroutine, disk or network of its own: it
-// is told what came and says what to ask, what to keep and what to verify. Answer is
-// the sender's side of a request for blocks.
+// is told what came and says what to ask, what to keep and what to verify. Fetch is
+// the shell around it: it asks several hosts at a time. Offer and Answerer are the
+// sender's side, and Serve the shell around them.
 //
 // Invariants:
 //

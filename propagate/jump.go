@@ -87,6 +87,7 @@ type Jump struct {
 	requests map[RequestID]*request
 	lastID   RequestID
 	inFlight int
+	gone     uint64 // sources that are asked no more, a bit each
 	progress Progress
 }
 
@@ -261,7 +262,7 @@ func (j *Jump) settle(i int) {
 // got what is left.
 func (j *Jump) Next(source int) (RequestID, wire.BlocksRequest, bool) {
 	var m wire.BlocksRequest
-	if !j.complete || source < 0 || source >= MaxSources {
+	if !j.complete || source < 0 || source >= MaxSources || j.gone&(1<<source) != 0 {
 		return 0, m, false
 	}
 	r := &request{source: source, absent: map[int]*bitmap{}}
@@ -380,6 +381,9 @@ func (j *Jump) Close(id RequestID, answered bool) {
 	}
 }
 
+// Drop says that a source is asked no more.
+func (j *Jump) Drop(source int) { j.gone |= 1 << source }
+
 // Verify returns a span to read back, whole, from what is staged, or false if there
 // is none now. Verified is told what it is.
 func (j *Jump) Verify() (number uint64, ok bool) {
@@ -439,7 +443,7 @@ func (j *Jump) Stuck(n int) bool {
 		switch s := &j.spans[i]; {
 		case s.state == spanVerifying:
 			return false
-		case s.state == spanWaiting && s.lacking&every != every:
+		case s.state == spanWaiting && (s.lacking|j.gone)&every != every:
 			return false
 		}
 	}

@@ -16,11 +16,24 @@ type Stage interface {
 	ZeroBlocks(e scstore.Extent) error
 }
 
+// jump is what a Receiver tells of what came: a Jump, or one that several receivers
+// share.
+type jump interface {
+	Manifest(m wire.Manifest) error
+	Extents(list []scstore.Extent) error
+	Spans(s wire.Spans) error
+	ManifestEnd() error
+	Run(id RequestID, m wire.Run) (keep bool, err error)
+	Staged(id RequestID, m wire.Run)
+	BadBase(m wire.Run)
+	Absent(id RequestID, list []scstore.Extent)
+	Close(id RequestID, answered bool)
+}
+
 // Receiver takes the answers to a jump's requests off streams; it holds the memory
-// for one stream. Several of one jump may not run at the same time: Jump is not safe
-// for that.
+// for one stream at a time.
 type Receiver struct {
-	Jump  *Jump
+	Jump  jump
 	Stage Stage
 	Base  Reader // the replica at Jump's From; nil for none
 
@@ -132,16 +145,29 @@ func (v *Receiver) stageRun(id RequestID, m wire.Run) error {
 			v.Jump.BadBase(m)
 			return nil
 		}
-		if err == nil {
-			err = v.Stage.WriteBlocks(m.First, p)
+		if err != nil {
+			return fmt.Errorf("decode blocks %d+%d: %w", m.First, m.Blocks, err)
 		}
+		err = v.Stage.WriteBlocks(m.First, p)
 	}
 	if err != nil {
-		return fmt.Errorf("stage blocks %d+%d: %w", m.First, m.Blocks, err)
+		return &stageError{m, err}
 	}
 	v.Jump.Staged(id, m)
 	return nil
 }
+
+// stageError is one of the stage, not of who sent the blocks.
+type stageError struct {
+	run wire.Run
+	err error
+}
+
+func (e *stageError) Error() string {
+	return fmt.Sprintf("stage blocks %d+%d: %v", e.run.First, e.run.Blocks, e.err)
+}
+
+func (e *stageError) Unwrap() error { return e.err }
 
 func refused(body []byte) error {
 	m, err := wire.ParseRefusal(body)

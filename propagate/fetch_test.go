@@ -1,0 +1,245 @@
+package propagate_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"scstore"
+	"scstore/propagate"
+	"scstore/propagate/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// library is a host with two positions of one volume.
+type library struct {
+	from, to *content
+	changed  []scstore.Extent
+	request  wire.ManifestRequest // that it can answer
+}
+
+func (l *library) Offer(_ context.Context, m wire.ManifestRequest) (propagate.Offer, func(), error) {
+	if m != l.request {
+		return propagate.Offer{}, nil, fmt.Errorf("offer: %w", scstore.ErrNotFound)
+	}
+	digest := func(number uint64) (scstore.Digest, error) { return spanDigest(l.to.bytes, number), nil }
+	return propagate.Offer{Request: m, SizeBytes: int64(len(l.to.bytes)), Changed: l.changed, Digest: digest, Root: root}, func() {}, nil
+}
+
+func (l *library) Open(_ context.Context, _ scstore.VolumeID, p scstore.Position) (propagate.Reader, func(), error) {
+	switch p {
+	case l.request.From:
+		return l.from, func() {}, nil
+	case l.request.To:
+		return l.to, func() {}, nil
+	}
+	return nil, nil, fmt.Errorf("open %s: %w", p, scstore.ErrNotFound)
+}
+
+// source serves a library over pipes, which break.
+type source struct {
+	t       *testing.T
+	library *library
+	dead    error // what Open says, if set
+	cuts    int   // of 100 streams, that many end after some bytes
+
+	mu  sync.Mutex
+	rng *rand.Rand
+	wg  sync.WaitGroup
+}
+
+func (s *source) Open(ctx context.Context) (propagate.Stream, error) {
+	if s.dead != nil {
+		return nil, s.dead
+	}
+	near, far := net.Pipe()
+	limit := int64(1) << 40
+	s.mu.Lock()
+	if s.rng.IntN(100) < s.cuts {
+		limit = s.rng.Int64N(1 << 20)
+	}
+	s.mu.Unlock()
+	s.wg.Go(func() {
+		_ = propagate.Serve(ctx, stream{far, &io.LimitedReader{N: limit}}, s.library)
+		_ = far.Close()
+	})
+	return stream{near, nil}, nil
+}
+
+// stream is a pipe that breaks after so many bytes were written to it.
+type stream struct {
+	net.Conn
+	limit *io.LimitedReader
+}
+
+func (s stream) Write(p []byte) (int, error) {
+	if s.limit != nil {
+		if s.limit.N -= int64(len(p)); s.limit.N < 0 {
+			_ = s.Close()
+			return 0, syscall.EPIPE
+		}
+	}
+	return s.Conn.Write(p)
+}
+
+func (stream) CloseWrite() error { return nil } // a request is one frame
+
+// safe is a content that several may use at a time.
+type safe struct {
+	mu sync.Mutex
+	content
+	err error // of writes
+}
+
+func (s *safe) ReadBlocks(first scstore.BlockIndex, p []byte) ([]scstore.Extent, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.content.ReadBlocks(first, p)
+}
+
+func (s *safe) WriteBlocks(first scstore.BlockIndex, p []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return errors.Join(s.err, s.content.WriteBlocks(first, p))
+}
+
+func (s *safe) ZeroBlocks(e scstore.Extent) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return errors.Join(s.err, s.content.ZeroBlocks(e))
+}
+
+func (s *safe) digest(number uint64) (scstore.Digest, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return spanDigest(s.bytes, number), nil
+}
+
+// fetchWorld is a replica that is behind, and hosts that are not.
+type fetchWorld struct {
+	old, next []byte
+	changed   []scstore.Extent
+	stage     *safe
+	sources   []*source
+	o         propagate.FetchOptions
+}
+
+func newFetchWorld(t *testing.T, seed uint64, sources int) *fetchWorld {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(seed, 3))
+	w := &fetchWorld{old: make([]byte, (6*propagate.SpanBlocks+100)*blockSize)}
+	for i := range len(w.old) / 16 {
+		w.old[i*16] = byte(rng.Uint32())
+	}
+	w.next = bytes.Clone(w.old)
+	for b := 3; b < len(w.old)/blockSize-60; b += 50 {
+		e := scstore.Extent{First: scstore.BlockIndex(b), Count: uint64(1 + rng.IntN(40))}
+		w.changed = append(w.changed, e)
+		for i := e.First.Offset(); i < e.End().Offset(); i++ {
+			w.next[i] ^= byte(rng.Uint32())
+		}
+	}
+	w.stage = &safe{content: content{bytes: bytes.Clone(w.old)}}
+	o := propagate.JumpOptions{RequestBlocks: 64, Root: root, To: scstore.Position{Fence: 1, Epoch: 9}, From: scstore.Position{Fence: 1, Epoch: 2}}
+	o.Volume[0] = 1
+	o.Window = scstore.Extent{Count: uint64((len(w.old)+spanBytes-1)/spanBytes) * propagate.SpanBlocks}
+	w.o = propagate.FetchOptions{Jump: o, Stage: w.stage, Base: &content{bytes: w.old}, Digest: w.stage.digest, Streams: 3}
+	for i := range sources {
+		l := &library{from: &content{bytes: w.old}, to: &content{bytes: w.next}, changed: w.changed}
+		l.request = wire.ManifestRequest{Volume: o.Volume, From: o.From, To: o.To, Window: o.Window}
+		s := &source{t: t, library: l, rng: rand.New(rand.NewPCG(seed, uint64(i)))}
+		w.sources = append(w.sources, s)
+		w.o.Sources = append(w.o.Sources, s)
+	}
+	t.Cleanup(func() {
+		for _, s := range w.sources {
+			s.wg.Wait()
+		}
+	})
+	return w
+}
+
+func TestFetch_GoesOnWhenSourcesFail(t *testing.T) {
+	for seed := range uint64(20) {
+		w := newFetchWorld(t, seed, 4)
+		w.sources[0].dead = syscall.ECONNREFUSED
+		w.sources[1].cuts = 70
+		w.sources[2].library.to = &content{bytes: w.next, absent: map[scstore.BlockIndex]bool{5: true, 60: true, 700: true}}
+		p, err := propagate.Fetch(t.Context(), w.o)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if !bytes.Equal(w.stage.bytes, w.next) {
+			t.Fatalf("seed %d: fetched, and the content is not the new one: %+v", seed, p)
+		}
+		if p.Verified != p.Spans || p.Spans == 0 {
+			t.Errorf("seed %d: %+v", seed, p)
+		}
+	}
+}
+
+func TestFetch_DoesNotAskForWhatIsStaged(t *testing.T) {
+	w := newFetchWorld(t, 1, 1)
+	first, err := propagate.Fetch(t.Context(), w.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.o.Staged = func(changed []scstore.Extent) []scstore.Extent { return changed }
+	again, err := propagate.Fetch(t.Context(), w.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Payload == 0 || again.Payload != 0 || again.Verified != first.Spans {
+		t.Errorf("first %+v, again %+v", first, again)
+	}
+}
+
+func TestFetch_SaysWhyItDoesNotEnd(t *testing.T) {
+	full := errors.New("no room")
+	for name, c := range map[string]struct {
+		hurt func(w *fetchWorld, cancel context.CancelCauseFunc)
+		want error
+	}{
+		"nobody there": {func(w *fetchWorld, _ context.CancelCauseFunc) {
+			w.sources[0].dead, w.sources[1].dead = syscall.EHOSTDOWN, syscall.EHOSTDOWN
+		}, syscall.EHOSTDOWN},
+		"nobody has the position": {func(w *fetchWorld, _ context.CancelCauseFunc) { w.o.Jump.To.Epoch = 99 }, scstore.ErrNotFound},
+		"nobody has a block": {func(w *fetchWorld, _ context.CancelCauseFunc) {
+			for _, s := range w.sources {
+				s.library.to = &content{bytes: w.next, absent: map[scstore.BlockIndex]bool{w.changed[2].First: true}}
+			}
+		}, scstore.ErrNotFound},
+		"wrong bytes": {func(w *fetchWorld, _ context.CancelCauseFunc) {
+			digest := w.o.Digest
+			w.o.Digest = func(number uint64) (d scstore.Digest, err error) {
+				if number == 3 {
+					return d, nil
+				}
+				return digest(number)
+			}
+		}, scstore.ErrCorrupt},
+		"no room":           {func(w *fetchWorld, _ context.CancelCauseFunc) { w.stage.err = full }, full},
+		"cancelled":         {func(_ *fetchWorld, cancel context.CancelCauseFunc) { cancel(syscall.EINTR) }, syscall.EINTR},
+		"no sources at all": {func(w *fetchWorld, _ context.CancelCauseFunc) { w.o.Sources = nil }, scstore.ErrNotFound},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newFetchWorld(t, 7, 2)
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			c.hurt(w, cancel)
+			if _, err := propagate.Fetch(ctx, w.o); !errors.Is(err, c.want) {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+		})
+	}
+}
