@@ -12,7 +12,7 @@ import (
 const (
 	MaxMoveVolumes = 64   // of one hand-off: the disks of a machine
 	MaxMoves       = 1024 // intended at once in a group
-	MaxDecided     = 4096 // remembered; beyond it the one decided longest ago is forgotten
+	MaxDecided     = 1024 // remembered; beyond it the one decided longest ago is forgotten
 )
 
 // Outcome says how a hand-off was decided. The first of HandOff, Cancel and
