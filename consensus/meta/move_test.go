@@ -200,7 +200,9 @@ func TestTether_AMoveBackKeepsWhatNobodyHasWhole(t *testing.T) {
 
 func TestDecided_TheOldestIsForgottenAndThenChangesNothing(t *testing.T) {
 	s := volumeGroup(t)
-	id := func(n int) meta.HandOffID { return meta.HandOffID{0: 1, 13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)} }
+	id := func(n int) meta.HandOffID {
+		return meta.HandOffID{0: 1, 13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)}
+	}
 	run := func(op meta.Op, want meta.Code) {
 		t.Helper()
 		if r := s.Apply(meta.Command{Op: op}); r.Code != want {

@@ -86,7 +86,7 @@ func TestPromote_GoesOnFromWhatSomebodyHolds(t *testing.T) {
 		t.Errorf("head: %v", got)
 	}
 	apply(t, s, meta.Revoke{ID: volumeID(1), Fence: 1}, meta.CodeFenced) // a late duplicate
-	acked(t, s, diskC, 1, pos(1, 4), true, meta.CodeUnknownPosition)    // left out, and kept by nothing
+	acked(t, s, diskC, 1, pos(1, 4), true, meta.CodeUnknownPosition)     // left out, and kept by nothing
 	apply(t, s, commit(1, 2, pos(1, 2), 1), meta.CodeOK)
 	if r, _ := s.Get(volumeID(1)); r.Head != pos(2, 1) || r.Parent != pos(1, 2) {
 		t.Errorf("record: %+v", r)
