@@ -18,6 +18,7 @@ var (
 	ErrBusy          = errors.New("busy")                     // not applied; retry
 	ErrIndeterminate = errors.New("outcome unknown")          // may have been applied: re-read, or retry with the same command id
 	ErrUnreachable   = errors.New("unreachable")              // no holder of the bytes answers
+	ErrAbsent        = errors.New("not here yet")             // the newest bytes are at another host: fetch them and retry
 	ErrCorrupt       = errors.New("corrupt")                  // a checksum failed: repair from a replica
 	ErrNoSpace       = errors.New("no space left")            // nothing was written; reads go on; retry once space is free
 	ErrClosed        = errors.New("closed")                   // the volume or store was closed
@@ -29,7 +30,7 @@ var (
 func Sentinels() []error {
 	return []error{
 		ErrNotFound, ErrExists, ErrInvalid, ErrReadOnly, ErrFenced, ErrBusy, ErrIndeterminate,
-		ErrUnreachable, ErrCorrupt, ErrNoSpace, ErrClosed, ErrPoisoned, ErrVersion,
+		ErrUnreachable, ErrAbsent, ErrCorrupt, ErrNoSpace, ErrClosed, ErrPoisoned, ErrVersion,
 	}
 }
 

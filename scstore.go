@@ -1,6 +1,7 @@
 package scstore
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 )
@@ -132,6 +133,7 @@ const (
 	PieceData   PieceState = iota // stored here
 	PieceHole                     // known to be zeros
 	PieceAbsent                   // never written here: the base shows through, or zeros
+	PieceRemote                   // written, but its bytes are at another host and not yet here
 )
 
 // Piece is a run of blocks in one state.
@@ -139,3 +141,42 @@ type Piece struct {
 	Extent
 	State PieceState
 }
+
+// Tag names a mark: a moment of a volume's write order that a local store keeps
+// readable, across restarts, until the tag is taken back. The store knows nothing
+// of what a tag means. The zero Tag names no mark.
+type Tag struct {
+	Kind TagKind
+	ID   [16]byte // opaque: a position, a snapshot's id, a jump's
+}
+
+// TagKind keeps the tags of different users of marks apart.
+type TagKind uint8
+
+// The kinds of tags. Numbers are stored and never reused; 0 is no tag.
+const (
+	TagSealed   TagKind = 1 // a sealed epoch; its ID is a position
+	TagSnapshot TagKind = 2 // a snapshot's position
+	TagServed   TagKind = 3 // the position at which a replica serves
+	TagJump     TagKind = 4 // what a jump is based on
+	TagPeer     TagKind = 5 // the position of another host's replica
+)
+
+// PositionTag returns the tag of a position.
+func PositionTag(kind TagKind, p Position) Tag {
+	t := Tag{Kind: kind}
+	binary.BigEndian.PutUint64(t.ID[:], uint64(p.Fence))
+	binary.BigEndian.PutUint64(t.ID[8:], uint64(p.Epoch))
+	return t
+}
+
+// Position returns the position that PositionTag made the tag of.
+func (t Tag) Position() Position {
+	return Position{Fence: Fence(binary.BigEndian.Uint64(t.ID[:])), Epoch: Epoch(binary.BigEndian.Uint64(t.ID[8:]))}
+}
+
+// IsZero reports whether the tag names nothing.
+func (t Tag) IsZero() bool { return t == Tag{} }
+
+// String returns the kind and the id in hexadecimal digits.
+func (t Tag) String() string { return fmt.Sprintf("%d:%x", t.Kind, t.ID[:]) }

@@ -109,6 +109,7 @@ var errnoTable = []struct {
 	{scstore.ErrBusy, EIO},
 	{scstore.ErrIndeterminate, EIO},
 	{scstore.ErrUnreachable, EIO},
+	{scstore.ErrAbsent, EIO},
 	{scstore.ErrCorrupt, EIO},
 	{scstore.ErrPoisoned, EIO},
 	{scstore.ErrVersion, ENOTSUP},

@@ -32,6 +32,7 @@ var exitCodes = []struct {
 	{scstore.ErrBusy, 8, "it is in use; nothing was changed"},
 	{scstore.ErrIndeterminate, 9, "nobody knows whether it was done: look"},
 	{scstore.ErrUnreachable, 10, "the host does not answer"},
+	{scstore.ErrAbsent, 16, "the bytes are at another host"},
 	{scstore.ErrCorrupt, 11, "a checksum failed"},
 	{scstore.ErrNoSpace, 12, "no space left; nothing was changed"},
 	{scstore.ErrPoisoned, 14, "the disk failed: restart the host"},

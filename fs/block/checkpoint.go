@@ -27,6 +27,7 @@ type capture struct {
 	nextTable   uint32
 	logBytes    int64
 	mergeAll    bool // the space of overwritten blocks is wanted back
+	merged      bool // the whole map was: no dead generation is left in it
 	nextSegment uint64
 }
 
@@ -88,15 +89,23 @@ func (s *Store) captureState(mergeAll bool) error {
 	defer s.mapMu.Unlock()
 	c.nextTable = s.nextTable
 	for _, t := range s.tables {
-		c.tables = append(c.tables, rootTable{
-			no: t.no, id: t.id, sizeBytes: t.SizeBytes(), gen: t.gen.Load(), frozen: t.Frozen(),
-			quarantined: t.quarantined.Load(), base: t.base, baseGen: t.baseGen,
-		})
+		c.tables = append(c.tables, t.capture())
 	}
 	slices.SortFunc(c.tables, func(a, b rootTable) int { return cmp.Compare(a.no, b.no) })
 	s.frozen, s.mem = s.mem, newMemtable()
 	s.capture = c
 	return nil
+}
+
+// capture returns what a root says of the table. logMu and mapMu are held.
+func (t *Table) capture() rootTable {
+	t.pinMu.Lock()
+	defer t.pinMu.Unlock()
+	return rootTable{
+		no: t.no, id: t.id, sizeBytes: t.SizeBytes(), gen: t.gen.Load(), frozen: t.Frozen(),
+		quarantined: t.quarantined.Load(), base: t.base, baseGen: t.baseGen,
+		remote: t.remote.Load(), marks: t.sortedMarks(), dead: t.dead,
+	}
 }
 
 // pickRuns returns how many of the newest runs to merge with the frozen memtable.
@@ -125,6 +134,7 @@ func (s *Store) writeRun() ([]*run, map[uint64]int64, error) {
 	old := s.runs // changed only under ckptMu
 	n := s.pickRuns(old)
 	dead := map[uint64]int64{}
+	s.capture.merged = false
 	if s.frozen.runs() == 0 && (n < 2 && !s.capture.mergeAll || n == 0) {
 		return old, dead, nil
 	}
@@ -141,7 +151,7 @@ func (s *Store) writeRun() ([]*run, map[uint64]int64, error) {
 		table:  s.retained(),
 		bottom: n == len(old),
 		dead: func(at loc, count uint64) {
-			if !at.isHole() {
+			if at.stored() {
 				dead[at.segment()] += int64(count)
 			}
 		},
@@ -156,6 +166,7 @@ func (s *Store) writeRun() ([]*run, map[uint64]int64, error) {
 		return nil, nil, err
 	}
 	s.metrics.mapBytes.Add(float64(b.written) * scstore.BlockSize)
+	s.capture.merged = keep.bottom
 	runs := make([]*run, 0, len(old)-n+1)
 	if made != nil {
 		runs = append(runs, made)
@@ -163,26 +174,42 @@ func (s *Store) writeRun() ([]*run, map[uint64]int64, error) {
 	return append(runs, old[n:]...), dead, nil
 }
 
-// retained returns what a merge has to know of each table.
-func (s *Store) retained() func(uint32) ([]uint32, bool, bool) {
-	type state struct {
-		pins   []uint32
-		based  bool
-		exists bool
+// retained returns what a merge has to know of each table. What tables, marks,
+// clones and rollbacks say is taken from the capture, which step K2 made durable: a
+// mark that was taken back since may be there again after a crash, and a rollback
+// undone. Pins do not outlive the process; they are taken as they are.
+func (s *Store) retained() func(uint32) tableKeep {
+	captured := make(map[uint32]*rootTable, len(s.capture.tables))
+	clones := map[uint32][]uint32{} // of captured tables: base → generations
+	for i := range s.capture.tables {
+		rt := &s.capture.tables[i]
+		captured[rt.no] = rt
+		if rt.base != 0 && rt.baseGen != headGen {
+			clones[rt.base] = append(clones[rt.base], rt.baseGen)
+		}
 	}
-	known := map[uint32]state{}
-	return func(no uint32) ([]uint32, bool, bool) {
+	known := map[uint32]tableKeep{}
+	return func(no uint32) tableKeep {
 		st, ok := known[no]
-		if !ok {
+		if ok {
+			return st
+		}
+		if rt := captured[no]; rt != nil {
+			st = tableKeep{exists: true, based: rt.base != 0, dead: rt.dead, pins: clones[no]}
+			for _, m := range rt.marks {
+				st.pins = append(st.pins, m.gen)
+			}
 			s.mapMu.RLock()
 			t := s.tables[no]
 			s.mapMu.RUnlock()
 			if t != nil {
-				st = state{t.pinned(), t.base != 0, true}
+				st.pins = append(st.pins, t.pinned()...)
 			}
-			known[no] = st
+			slices.Sort(st.pins)
+			st.pins = slices.Compact(st.pins)
 		}
-		return st.pins, st.based, st.exists
+		known[no] = st
+		return st
 	}
 }
 
@@ -238,7 +265,7 @@ func (s *Store) commitRoot(runs []*run, clean bool) (doomed map[uint64]bool, err
 	c := s.capture
 	doomed = s.doomed(runs)
 	r := &root{
-		checkpoint: s.checkpoint + 1, incarnation: s.incarnation, clean: clean, replay: c.replay,
+		version: rootVersion, checkpoint: s.checkpoint + 1, incarnation: s.incarnation, clean: clean, replay: c.replay,
 		nextTable: c.nextTable, nextRun: s.nextRun, nextSegment: c.nextSegment, tables: c.tables, runs: runs,
 		segments: s.rootSegments(doomed),
 	}
@@ -353,10 +380,14 @@ func (s *Store) install(runs []*run, dead map[uint64]int64, doomed map[uint64]bo
 	s.logMu.Lock()
 	s.logBytes -= c.logBytes
 	s.capture = nil
-	s.logMu.Unlock()
 
 	var given []*segment
 	s.mapMu.Lock()
+	for _, rt := range c.tables {
+		if t := s.tables[rt.no]; t != nil && c.merged && len(rt.dead) > 0 {
+			t.dead = t.dead.without(rt.dead)
+		}
+	}
 	for id, n := range dead {
 		if g := s.segments[id]; g != nil {
 			g.live.Add(-n)
@@ -368,6 +399,7 @@ func (s *Store) install(runs []*run, dead map[uint64]int64, doomed map[uint64]bo
 		delete(s.segments, id)
 	}
 	s.mapMu.Unlock()
+	s.logMu.Unlock()
 	s.emptied = slices.DeleteFunc(s.emptied, func(g *segment) bool { return doomed[g.id] })
 	s.pool.give(given)
 	s.metrics.checkpoints.Inc()

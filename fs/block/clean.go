@@ -235,11 +235,11 @@ func (s *Store) walkRecord(g *segment, r *record, slot int, move bool) (live int
 		if view < r.gen {
 			continue
 		}
-		if _, err := s.resolve(t.no, view, r.first, locs, gens, false); err != nil {
+		if _, err := s.resolve(t, view, r.first, locs, gens, false); err != nil {
 			return 0, err
 		}
 		for i, at := range locs {
-			if want := makeLoc(g.id, slot+i); at&^locFlags == want && !at.isHole() {
+			if want := makeLoc(g.id, slot+i); at.stored() && at&^locFlags == want {
 				found[i] = want
 				if view != headGen {
 					found[i] |= locKept
@@ -314,11 +314,12 @@ func (s *Store) moveLocked(r record, data []byte, from loc) error {
 	return s.appendLocked(r, data, reserveCheckpoint, func(r *record) error {
 		s.mapMu.RLock()
 		defer s.mapMu.RUnlock()
-		if s.tables[r.table] == nil {
+		t := s.tables[r.table]
+		if t == nil || t.dead.has(r.gen) {
 			return errSuperseded
 		}
 		for _, m := range [2]*memtable{s.mem, s.frozen} {
-			if m != nil && m.differs(r, from.plus(r.first-start)) {
+			if m != nil && m.differs(r, from.plus(r.first-start), t.dead) {
 				return errSuperseded
 			}
 		}
@@ -327,15 +328,19 @@ func (s *Store) moveLocked(r record, data []byte, from loc) error {
 }
 
 // differs reports whether the memtable has for any block of r, in r's generation
-// or a newer one, anything else than the run of slots at at.
-func (m *memtable) differs(r *record, at loc) bool {
+// or a newer one that is not dead, anything else than the run of slots at at.
+func (m *memtable) differs(r *record, at loc, dead genRanges) bool {
 	for _, gen := range m.gens[r.table] {
 		if gen < r.gen {
 			break
 		}
+		if dead.has(gen) {
+			continue
+		}
 		different := false
 		m.layers[layerKey{r.table, gen}].scan(r.first, r.first+r.count, func(first, _ uint64, here loc) bool {
-			different = gen > r.gen && r.kind != recordKept || gen == r.gen && here&^locFlags != at.plus(first-r.first)&^locFlags || gen == r.gen && here.isHole()
+			different = gen > r.gen && r.kind != recordKept ||
+				gen == r.gen && (!here.stored() || here&^locFlags != at.plus(first-r.first)&^locFlags)
 			return !different
 		})
 		if different {

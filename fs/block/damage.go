@@ -71,7 +71,7 @@ type Report struct {
 // verifyBlocks is how many blocks are read at a time.
 const verifyBlocks = 1024
 
-// Verify reads every block of every volume and checks it; what fails is in Damage
+// Verify reads every block of every volume, at its head and at its marks, and checks it; what fails is in Damage
 // afterwards. progress is called now and then with bytes done and in all. It goes
 // on after corruption and stops at other errors or when ctx ends.
 func (s *Store) Verify(ctx context.Context, progress func(done, total int64)) (Report, error) {
@@ -100,44 +100,85 @@ func (s *Store) Verify(ctx context.Context, progress func(done, total int64)) (R
 	return rep, nil
 }
 
-// verify reads the table's blocks.
+// verify reads the table's blocks, those that only marks show included.
 func (t *Table) verify(ctx context.Context, rep *Report, progress func(int64)) error {
 	buf := make([]byte, verifyBlocks*scstore.BlockSize)
 	blocks := uint64(t.SizeBytes()) / scstore.BlockSize
-	var pieces []scstore.Piece
+	head := &View{table: t, gen: headGen}
 	for at := uint64(0); at < blocks; {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("verify volume %s: %w", t.id, err)
 		}
 		n := min(blocks-at, resolveBlocks)
-		e := scstore.Extent{First: scstore.BlockIndex(at), Count: n}
-		var err error
-		if pieces, err = t.Status(e, pieces[:0]); err != nil {
-			if !errors.Is(err, scstore.ErrCorrupt) {
-				return err
-			}
-			pieces = append(pieces[:0], scstore.Piece{Extent: e, State: scstore.PieceData})
-		}
-		for _, piece := range pieces {
-			if piece.State == scstore.PieceData {
-				if err := t.verifyExtent(piece.Extent, buf, rep); err != nil {
-					return err
-				}
-			}
+		if err := head.verifyPieces(scstore.Extent{First: scstore.BlockIndex(at), Count: n}, buf, rep); err != nil {
+			return err
 		}
 		at += n
 		progress(int64(n) * scstore.BlockSize)
+	}
+	for _, tag := range t.Marks() {
+		if err := t.verifyMark(ctx, tag, buf, rep); err != nil && !errors.Is(err, scstore.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// verifyMark reads what a mark shows and the head does not. Errors: ErrNotFound if
+// it is taken back meanwhile.
+func (t *Table) verifyMark(ctx context.Context, tag scstore.Tag, buf []byte, rep *Report) error {
+	pin, err := t.At(tag)
+	if err != nil {
+		return err
+	}
+	defer pin.Release()
+	for start := scstore.BlockIndex(0); ; {
+		extents, err := t.Changed(ctx, tag, scstore.Tag{}, start, verifyBlocks)
+		if errors.Is(err, scstore.ErrCorrupt) {
+			return nil // the map is unreadable there, which the head's turn has counted
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range extents {
+			if err := pin.verifyPieces(e, buf, rep); err != nil {
+				return err
+			}
+		}
+		if len(extents) < verifyBlocks {
+			return nil
+		}
+		start = extents[len(extents)-1].End()
+	}
+}
+
+// verifyPieces reads the data of an extent. Where the map is unreadable it is all
+// taken for data.
+func (v *View) verifyPieces(e scstore.Extent, buf []byte, rep *Report) error {
+	pieces, err := v.Status(e, nil)
+	if errors.Is(err, scstore.ErrCorrupt) {
+		pieces, err = []scstore.Piece{{Extent: e, State: scstore.PieceData}}, nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, piece := range pieces {
+		if piece.State == scstore.PieceData {
+			if err := v.verifyExtent(piece.Extent, buf, rep); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
 // verifyExtent reads an extent and, if that fails, each of its blocks alone.
-func (t *Table) verifyExtent(e scstore.Extent, buf []byte, rep *Report) error {
+func (v *View) verifyExtent(e scstore.Extent, buf []byte, rep *Report) error {
 	for e.Count > 0 {
 		n := min(e.Count, uint64(len(buf)/scstore.BlockSize))
-		_, _, err := t.ReadBlocks(e.First, buf[:n*scstore.BlockSize], nil, false)
+		_, _, err := v.ReadBlocks(e.First, buf[:n*scstore.BlockSize], nil, false)
 		for i := uint64(0); errors.Is(err, scstore.ErrCorrupt) && i < n; i++ {
-			if _, _, one := t.ReadBlocks(e.First+scstore.BlockIndex(i), buf[:scstore.BlockSize], nil, false); one != nil {
+			if _, _, one := v.ReadBlocks(e.First+scstore.BlockIndex(i), buf[:scstore.BlockSize], nil, false); one != nil {
 				if !errors.Is(one, scstore.ErrCorrupt) {
 					return one
 				}

@@ -23,8 +23,18 @@
 //	   segment and slot, or as an error.
 //	I7 The newest source that knows a block is right at the head; versions that
 //	   only a pin shows carry a mark.
+//	I8 What a held generation shows is in the map and on disk: a merge drops only
+//	   what no pin, mark, clone or head needs, by the state of marks, clones and
+//	   rollbacks that the checkpoint captured and synced first.
+//	I9 A mark moves, and a table rolls back, in one record: a crash leaves what was
+//	   before or what is after. Generations are never used again, so that a record
+//	   that names one means the same for ever.
+//	I10 Content that comes later takes the place of the remote entry that it was
+//	   fetched for, in its generation, or none: no view changes otherwise.
+//	I11 Changed names every block whose content differs between its two ends.
 //
-// Lock order: Store.createMu, ckptMu, logMu, mapMu, then the leaf locks.
+// Lock order: Store.createMu, ckptMu, logMu, mapMu, then the leaf locks, of which
+// Table.pinMu is one.
 //
 // Sources: Rosenblum and Ousterhout, "The Design and Implementation of a
 // Log-Structured File System" (1992), sections 3 and 4; O'Neil et al., "The

@@ -114,9 +114,18 @@ func parseSegmentHeader(page []byte, store scstore.StoreID) (segmentHeader, erro
 //	16  8  first block; for map and root pages the page number
 //	24  8  seq at which it was first written; a copy keeps it
 //	32     data and pages: 4 bytes of checksum a block
-//	       zero, discard: count of blocks (8)
+//	       zero, discard, remote: count of blocks (8)
 //	       create: volume id (16), size in bytes (8), base table (4), base generation (4)
 //	       resize: size in bytes (8)
+//	       mark, unmark: a mark; advance: two, the one that ends and the one that begins
+//	       rollback: generation that is the newest again (4), zero (4)
+//
+// Mark:
+//
+//	0   1  kind of its tag
+//	1   3  zero
+//	4   4  generation that it names; zero where it ends
+//	8  16  id of its tag
 const (
 	groupMagic      = "SCgr"
 	groupHeaderSize = 64
@@ -141,11 +150,15 @@ const (
 	recordCreate   recordKind = 6 // a table begins
 	recordDelete   recordKind = 7 // a table ends
 	recordResize   recordKind = 8 // a table's size changes
-	recordRollback recordKind = 9 // reserved
+	recordRollback recordKind = 9 // the table's generations after one of its marks are dead
 	recordMapPage  recordKind = 10
 	recordKept     recordKind = 11 // data that only a pin shows, copied by the cleaner
 	recordRootPage recordKind = 12
 	recordFreeze   recordKind = 13 // the table takes no more writes
+	recordMark     recordKind = 14 // a generation gets a tag; if it is the current one, it ends
+	recordUnmark   recordKind = 15 // a tag ends
+	recordAdvance  recordKind = 16 // a tag ends, and another names the current generation, which ends
+	recordRemote   recordKind = 17 // a range's bytes are at another host
 )
 
 // record is one decoded record.
@@ -162,6 +175,40 @@ type record struct {
 	sizeBytes int64            // create, resize
 	base      uint32           // create
 	baseGen   uint32           // create
+
+	marks *marking // mark, unmark, advance, rollback; nil in others
+}
+
+// marking is what a record does to a table's marks.
+type marking struct {
+	mark mark   // mark, advance: what begins; unmark: what ends
+	from mark   // advance: what ends
+	keep uint32 // rollback: the newest generation that stays
+}
+
+// mark is a tag and the generation that it names.
+type mark struct {
+	tag scstore.Tag
+	gen uint32
+}
+
+const markSize = 24
+
+func (m mark) appendTo(b []byte) []byte {
+	b = append(b, byte(m.tag.Kind), 0, 0, 0)
+	b = binary.BigEndian.AppendUint32(b, m.gen)
+	return append(b, m.tag.ID[:]...)
+}
+
+// parseMark decodes markSize bytes. Errors: ErrCorrupt.
+func parseMark(b []byte) (mark, error) {
+	m := mark{gen: binary.BigEndian.Uint32(b[4:])}
+	m.tag.Kind = scstore.TagKind(b[0])
+	copy(m.tag.ID[:], b[8:])
+	if m.tag.Kind == 0 || b[1] != 0 || b[2] != 0 || b[3] != 0 || m.gen > maxGen {
+		return m, fmt.Errorf("mark %s of generation %d: %w", m.tag, m.gen, scstore.ErrCorrupt)
+	}
+	return m, nil
 }
 
 // hasSlots reports whether the record's blocks follow in the group.
@@ -174,11 +221,15 @@ func (k recordKind) extraSize(count uint64) int {
 	switch k {
 	case recordData, recordKept, recordMapPage, recordRootPage:
 		return int(count) * 4
-	case recordZero, recordDiscard, recordResize:
+	case recordZero, recordDiscard, recordRemote, recordResize, recordRollback:
 		return 8
 	case recordCreate:
 		return 32
-	case recordSeal, recordDelete, recordFreeze, recordStaged, recordRollback:
+	case recordMark, recordUnmark:
+		return markSize
+	case recordAdvance:
+		return 2 * markSize
+	case recordSeal, recordDelete, recordFreeze, recordStaged:
 		return 0
 	}
 	return 0
@@ -200,7 +251,7 @@ func (r *record) appendTo(b []byte) []byte {
 	switch r.kind {
 	case recordData, recordKept, recordMapPage, recordRootPage:
 		b = append(b, r.sums...)
-	case recordZero, recordDiscard:
+	case recordZero, recordDiscard, recordRemote:
 		b = binary.BigEndian.AppendUint64(b, r.count)
 	case recordResize:
 		b = binary.BigEndian.AppendUint64(b, uint64(r.sizeBytes))
@@ -209,7 +260,13 @@ func (r *record) appendTo(b []byte) []byte {
 		b = binary.BigEndian.AppendUint64(b, uint64(r.sizeBytes))
 		b = binary.BigEndian.AppendUint32(b, r.base)
 		b = binary.BigEndian.AppendUint32(b, r.baseGen)
-	case recordSeal, recordDelete, recordFreeze, recordStaged, recordRollback:
+	case recordMark, recordUnmark:
+		b = r.marks.mark.appendTo(b)
+	case recordAdvance:
+		b = r.marks.mark.appendTo(r.marks.from.appendTo(b))
+	case recordRollback:
+		b = binary.BigEndian.AppendUint64(b, uint64(r.marks.keep)<<32)
+	case recordSeal, recordDelete, recordFreeze, recordStaged:
 	}
 	return b
 }
@@ -235,10 +292,22 @@ func parseRecord(b []byte) (record, []byte, error) {
 		return r, nil, fmt.Errorf("record: kind %d, %d blocks: %w", r.kind, stored, scstore.ErrCorrupt)
 	}
 	tail, rest := b[recordSize:recordSize+extra], b[recordSize+extra:]
+	if err := r.parseExtra(stored, tail); err != nil {
+		return r, nil, err
+	}
+	if r.first > maxBlock || r.count > maxBlock || r.first+r.count > maxBlock {
+		return r, nil, fmt.Errorf("record: blocks %d+%d: %w", r.first, r.count, scstore.ErrCorrupt)
+	}
+	return r, rest, nil
+}
+
+// parseExtra decodes what follows the fixed part of a record. Errors: ErrCorrupt,
+// ErrVersion.
+func (r *record) parseExtra(stored uint64, tail []byte) (err error) {
 	switch r.kind {
 	case recordData, recordKept, recordMapPage, recordRootPage:
 		r.count, r.sums = stored, tail
-	case recordZero, recordDiscard:
+	case recordZero, recordDiscard, recordRemote:
 		r.count = binary.BigEndian.Uint64(tail)
 	case recordResize:
 		r.sizeBytes = int64(binary.BigEndian.Uint64(tail))
@@ -247,16 +316,26 @@ func parseRecord(b []byte) (record, []byte, error) {
 		r.sizeBytes = int64(binary.BigEndian.Uint64(tail[16:]))
 		r.base = binary.BigEndian.Uint32(tail[24:])
 		r.baseGen = binary.BigEndian.Uint32(tail[28:])
+	case recordMark, recordUnmark:
+		r.marks = new(marking)
+		r.marks.mark, err = parseMark(tail)
+	case recordAdvance:
+		r.marks = new(marking)
+		if r.marks.from, err = parseMark(tail); err == nil {
+			r.marks.mark, err = parseMark(tail[markSize:])
+		}
+	case recordRollback:
+		r.marks = &marking{keep: binary.BigEndian.Uint32(tail)}
+		if binary.BigEndian.Uint32(tail[4:]) != 0 || r.marks.keep >= r.gen {
+			err = fmt.Errorf("record: rollback of generation %d to %d: %w", r.gen, r.marks.keep, scstore.ErrCorrupt)
+		}
 	case recordSeal, recordDelete, recordFreeze:
-	case recordStaged, recordRollback:
-		return r, nil, fmt.Errorf("record: kind %d: %w", r.kind, scstore.ErrVersion)
+	case recordStaged:
+		err = fmt.Errorf("record: kind %d: %w", r.kind, scstore.ErrVersion)
 	default:
-		return r, nil, fmt.Errorf("record: kind %d: %w", r.kind, scstore.ErrVersion)
+		err = fmt.Errorf("record: kind %d: %w", r.kind, scstore.ErrVersion)
 	}
-	if r.first > maxBlock || r.count > maxBlock || r.first+r.count > maxBlock {
-		return r, nil, fmt.Errorf("record: blocks %d+%d: %w", r.first, r.count, scstore.ErrCorrupt)
-	}
-	return r, rest, nil
+	return err
 }
 
 // maxBlock bounds every block number in a record or entry.

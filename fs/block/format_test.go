@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"flag"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -34,6 +35,29 @@ func goldenRecords() map[string]record {
 	}
 }
 
+// goldenMarks is one record of every kind that version 2 of the store added.
+func goldenMarks() map[string]record {
+	a, b := mark{goldenTag(1), 6}, mark{goldenTag(2), 8}
+	return map[string]record{
+		"mark":     {kind: recordMark, gen: 8, table: 9, seq: 108, marks: &marking{mark: b}},
+		"unmark":   {kind: recordUnmark, gen: 8, table: 9, seq: 109, marks: &marking{mark: mark{tag: goldenTag(1)}}},
+		"advance":  {kind: recordAdvance, gen: 8, table: 9, seq: 110, marks: &marking{mark: b, from: a}},
+		"rollback": {kind: recordRollback, gen: 9, table: 9, seq: 111, marks: &marking{keep: 6}},
+		"remote":   {kind: recordRemote, gen: 7, table: 9, first: 16, count: 1 << 29, seq: 112},
+	}
+}
+
+func goldenTag(n byte) scstore.Tag {
+	return scstore.Tag{Kind: scstore.TagServed, ID: [16]byte{7: 3, 15: n}}
+}
+
+// allRecords is goldenRecords and goldenMarks.
+func allRecords() map[string]record {
+	all := goldenRecords()
+	maps.Copy(all, goldenMarks())
+	return all
+}
+
 func goldenRoot() *root {
 	return &root{
 		checkpoint: 12, incarnation: 3, clean: true, replay: replayPoint{44, 17, 1234, 0xDEADBEEF},
@@ -47,11 +71,22 @@ func goldenRoot() *root {
 	}
 }
 
-// goldens is every format, encoded.
+// goldenRootNow is goldenRoot with what version 1 of the body added.
+func goldenRootNow() *root {
+	r := goldenRoot()
+	r.version = rootVersion
+	r.tables = append(r.tables, rootTable{
+		no: 11, id: testID(7), sizeBytes: 1 << 30, gen: 20, remote: 5,
+		marks: []mark{{goldenTag(1), 3}, {goldenTag(2), 3}, {testTag(1), 9}}, dead: genRanges{{3, 5}, {9, 19}},
+	})
+	return r
+}
+
+// goldens is every format as version 1 wrote it, encoded.
 func goldens() map[string][]byte {
 	out := map[string][]byte{
 		"segment-header": segmentHeader{slots: maxSlots, store: goldenStore, id: 44, incarnation: 3}.appendTo(nil)[:64],
-		"superblock":     superblock{goldenStore, maxSlots, 3}.encode()[:64],
+		"superblock":     superblock{goldenStore, maxSlots, 3, 1}.encode()[:64],
 		"root-body":      goldenRoot().encode(),
 		"root-pages":     rootPages(goldenStore, goldenRoot().encode())[:64],
 		"root-pointer":   rootPointer{12, []pageExtent{{0, 1, makeLoc(45, 9)}}}.encode(),
@@ -77,9 +112,29 @@ func goldens() map[string][]byte {
 	return out
 }
 
+// goldens2 is what version 2 added or changed.
+func goldens2() map[string][]byte {
+	out := map[string][]byte{
+		"superblock": superblock{goldenStore, maxSlots, 3, superVersion}.encode()[:64],
+		"root-body":  goldenRootNow().encode(),
+	}
+	for name, r := range goldenMarks() {
+		out["record-"+name] = r.appendTo(nil)
+	}
+	var b pageBuilder
+	b.add(entry{9, 7, 1 << 20, 300, locRemote})
+	out["map-page"] = b.finish(goldenStore, 7, 2, 0)[:pageHeaderSize+entrySize]
+	return out
+}
+
 func TestFormat_Golden(t *testing.T) {
-	dir := filepath.Join("testdata", "golden", "v1")
-	for name, got := range goldens() {
+	compareGolden(t, filepath.Join("testdata", "golden", "v1"), goldens())
+	compareGolden(t, filepath.Join("testdata", "golden", "v2"), goldens2())
+}
+
+func compareGolden(t *testing.T, dir string, goldens map[string][]byte) {
+	t.Helper()
+	for name, got := range goldens {
 		file := filepath.Join(dir, name+".hex")
 		text := []byte(hex.Dump(got))
 		if *rewrite {
@@ -101,7 +156,7 @@ func TestFormat_Golden(t *testing.T) {
 }
 
 func TestFormat_RecordsComeBack(t *testing.T) {
-	for name, r := range goldenRecords() {
+	for name, r := range allRecords() {
 		b := append(r.appendTo(nil), 0xEE)
 		got, rest, err := parseRecord(b)
 		if err != nil || len(rest) != 1 {
@@ -116,21 +171,38 @@ func TestFormat_RecordsComeBack(t *testing.T) {
 			}
 		}
 	}
-	if got, err := parseRoot(goldenRoot().encode()); err != nil || !bytes.Equal(got.encode(), goldenRoot().encode()) {
-		t.Errorf("root: %v, %+v", err, got)
+	for _, r := range []*root{goldenRoot(), goldenRootNow()} {
+		if got, err := parseRoot(r.encode()); err != nil || !bytes.Equal(got.encode(), r.encode()) {
+			t.Errorf("root of version %d: %v, %+v", r.version, err, got)
+		}
+	}
+	for _, version := range []uint16{1, superVersion} {
+		b := superblock{goldenStore, maxSlots, 3, version}
+		if got, err := parseSuperblock(b.encode()); err != nil || got != b {
+			t.Errorf("superblock of version %d: %+v, %v", version, got, err)
+		}
 	}
 }
 
 func TestFormat_NewerVersionIsRefused(t *testing.T) {
-	b := superblock{goldenStore, maxSlots, 3}.encode()
-	b[9] = formatVersion + 1
+	b := superblock{goldenStore, maxSlots, 3, superVersion + 1}.encode()
 	if _, err := parseSuperblock(b); !errors.Is(err, scstore.ErrVersion) {
 		t.Errorf("superblock of a newer version: got %v, want ErrVersion", err)
+	}
+	r := goldenRootNow()
+	r.version++
+	if _, err := parseRoot(r.encode()); !errors.Is(err, scstore.ErrVersion) {
+		t.Errorf("checkpoint of a newer version: got %v, want ErrVersion", err)
+	}
+	r = goldenRootNow()
+	r.version = 0
+	if _, err := parseRoot(r.encode()); !errors.Is(err, scstore.ErrCorrupt) {
+		t.Errorf("marks in a checkpoint of version 0: got %v, want ErrCorrupt", err)
 	}
 }
 
 func FuzzParseRecord(f *testing.F) {
-	for _, r := range goldenRecords() {
+	for _, r := range allRecords() {
 		f.Add(r.appendTo(nil))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -174,6 +246,7 @@ func FuzzParseGroupHeader(f *testing.F) {
 
 func FuzzParseRoot(f *testing.F) {
 	f.Add(goldenRoot().encode())
+	f.Add(goldenRootNow().encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		fixed := reseal(b)
 		r, err := parseRoot(fixed)
@@ -198,7 +271,7 @@ func FuzzParseRootPointer(f *testing.F) {
 
 func FuzzParsePages(f *testing.F) {
 	for _, b := range [][]byte{
-		segmentHeader{slots: maxSlots, store: goldenStore, id: 44}.appendTo(nil), superblock{goldenStore, maxSlots, 3}.encode(),
+		segmentHeader{slots: maxSlots, store: goldenStore, id: 44}.appendTo(nil), superblock{goldenStore, maxSlots, 3, superVersion}.encode(),
 		rootPages(goldenStore, goldenRoot().encode()), new(pageBuilder).finish(goldenStore, 1, 2, 0),
 	} {
 		f.Add(b)

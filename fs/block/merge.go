@@ -177,36 +177,50 @@ func (m *merger) interval() (table uint32, first, end uint64, found bool) {
 	return table, first, end, found
 }
 
+// tableKeep is what decides which versions of a table's blocks a merge keeps.
+type tableKeep struct {
+	exists bool      // not deleted
+	based  bool      // it has a base, which a hole hides
+	pins   []uint32  // held generations, ascending
+	dead   genRanges // dropped by rollbacks
+}
+
 // retention decides which versions of a block a merge keeps.
 type retention struct {
-	// pins returns the table's pinned generations, ascending, and whether the
-	// table has a base; exists is false once the table was deleted.
-	table  func(no uint32) (pins []uint32, hasBase, exists bool)
+	table  func(no uint32) tableKeep
 	bottom bool // no older run exists: a hole without a base says nothing
 	dead   func(at loc, count uint64)
 }
 
 // keep reduces versions (all of one interval, as merger returns them) to those
-// that the head or a pin still shows, in place.
+// that the head or a pin still shows, in place. In a table with dead generations a
+// version that was marked as a pin's may be the head's again: there the newest that
+// is not dead stays, and loses the mark once all versions are at hand.
 func (k *retention) keep(versions []entry) []entry {
-	pins, hasBase, exists := k.table(versions[0].table)
+	const none = uint64(1) << 33
+	st := k.table(versions[0].table)
 	out := versions[:0]
-	newer := uint64(1) << 33 // the generation that overwrote the version at hand
-	for i, e := range versions {
+	newer := none // the generation that overwrote the version at hand
+	for _, e := range versions {
 		switch {
-		case !exists, i > 0 && uint64(e.gen) == newer:
+		case !st.exists, uint64(e.gen) == newer, st.dead.has(e.gen):
 			k.dead(e.loc, e.count)
 			continue
-		case newer == 1<<33 && !e.loc.isKept():
+		case newer == none && len(st.dead) > 0:
+			if k.bottom {
+				e.loc &^= locKept
+			}
 			out = append(out, e)
-		case pinned(pins, e.gen, newer):
+		case newer == none && !e.loc.isKept():
+			out = append(out, e)
+		case pinned(st.pins, e.gen, newer):
 			out = append(out, e)
 		default:
 			k.dead(e.loc, e.count)
 		}
 		newer = uint64(e.gen)
 	}
-	if n := len(out); k.bottom && !hasBase && n > 0 && out[n-1].loc.isHole() {
+	if n := len(out); k.bottom && !st.based && n > 0 && out[n-1].loc.isHole() {
 		out = out[:n-1]
 	}
 	return out

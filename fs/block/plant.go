@@ -1,6 +1,6 @@
 package block
 
-// planted is a bug put into recovery on purpose, so that a test can show that the
+// planted is a bug put in on purpose, so that a test can show that the
 // crash model catches it. Only tests of this package can set one.
 type planted int
 
@@ -11,4 +11,10 @@ const (
 	plantIgnoreIncarnation
 	// plantTrustTail takes the unsynced end of the log for whole.
 	plantTrustTail
+	// plantAdvanceUnsynced lets Advance return before what it shows is durable.
+	plantAdvanceUnsynced
+	// plantBlindFill fills without a look at what was written since.
+	plantBlindFill
+	// plantForgetRollback has replay skip rollbacks.
+	plantForgetRollback
 )

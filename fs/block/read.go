@@ -29,8 +29,8 @@ type scratch struct {
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // read fills p with whole blocks of the view from first on and appends to gaps
-// the runs that hold no data here: holes, which read as zeros, and absent blocks,
-// of which p is left as it is. Every block is verified: steps R2 to R4. ok is
+// the runs that hold no data here: holes, which read as zeros, and absent and
+// remote blocks, of which p is left as it is. Every block is verified: steps R2 to R4. ok is
 // false if now is set and the device would have to be waited for; p is then
 // undefined.
 //
@@ -71,7 +71,7 @@ func (t *Table) readRun(view uint32, first uint64, p []byte, gaps []scstore.Piec
 	have := len(gaps)
 	for range MaxMoves {
 		gaps = gaps[:have]
-		ok, err := t.store.resolve(t.no, view, first, locs, gens, now)
+		ok, err := t.store.resolve(t, view, first, locs, gens, now)
 		for i := 0; err == nil && ok && i < len(locs); {
 			n := sameRun(locs[i:])
 			part := p[i*scstore.BlockSize : (i+n)*scstore.BlockSize]
@@ -82,6 +82,8 @@ func (t *Table) readRun(view uint32, first uint64, p []byte, gaps []scstore.Piec
 			case locs[i].isHole():
 				clear(part)
 				gaps = append(gaps, scstore.Piece{Extent: extent, State: scstore.PieceHole})
+			case locs[i].isRemote():
+				gaps = append(gaps, scstore.Piece{Extent: extent, State: scstore.PieceRemote})
 			default:
 				ok, err = t.store.readData(t, extent, locs[i], part, now)
 			}
@@ -101,8 +103,13 @@ func (t *Table) readRun(view uint32, first uint64, p []byte, gaps []scstore.Piec
 // sameRun returns how many of locs continue the first.
 func sameRun(locs []loc) int {
 	n := 1
-	for n < len(locs) && (locs[n] == locs[0] && (locs[0] == 0 || locs[0].isHole()) ||
-		locs[n] != 0 && locs[0] != 0 && !locs[0].isHole() && locs[0].plus(uint64(n))&^locFlags == locs[n]&^locFlags && !locs[n].isHole()) {
+	if !locs[0].stored() {
+		for n < len(locs) && locs[n] == locs[0] {
+			n++
+		}
+		return n
+	}
+	for n < len(locs) && locs[n].stored() && locs[0].plus(uint64(n))&^locFlags == locs[n]&^locFlags {
 		n++
 	}
 	return n
@@ -112,10 +119,15 @@ func sameRun(locs []loc) int {
 // R2. A zero loc means that the table does not know the block. gens is scratch of
 // the same length. At the head the newest source that knows a block is right,
 // since what only pins show is marked; a pinned view takes the newest generation
-// that it may see, wherever it is.
-func (s *Store) resolve(table, view uint32, first uint64, locs []loc, gens []uint32, now bool) (ok bool, err error) {
+// that it may see, wherever it is. So does the head of a table that was rolled
+// back, of which no view sees the dead generations, until a merge has taken them
+// out of the map. gens then holds the generations in which the blocks were written.
+func (s *Store) resolve(t *Table, asked uint32, first uint64, locs []loc, gens []uint32, now bool) (ok bool, err error) {
 	clear(locs)
-	end, missing := first+uint64(len(locs)), len(locs)
+	table, end, missing := t.no, first+uint64(len(locs)), len(locs)
+	s.mapMu.RLock()
+	dead := t.dead
+	view := viewOf(asked, dead)
 	fill := func(gen uint32, from, count uint64, at loc) {
 		for i := from; i < from+count; i++ {
 			old := &locs[i-first]
@@ -128,13 +140,12 @@ func (s *Store) resolve(table, view uint32, first uint64, locs []loc, gens []uin
 			*old, gens[i-first] = at.plus(i-from), gen
 		}
 	}
-	s.mapMu.RLock()
 	for _, m := range [2]*memtable{s.mem, s.frozen} {
 		if m == nil || missing == 0 && view == headGen {
 			continue
 		}
 		for _, gen := range m.gens[table] {
-			if gen > view {
+			if gen > view || dead.has(gen) {
 				continue
 			}
 			m.layers[layerKey{table, gen}].scan(first, end, func(from, count uint64, at loc) bool {
@@ -153,7 +164,7 @@ func (s *Store) resolve(table, view uint32, first uint64, locs []loc, gens []uin
 			break
 		}
 		ok, err := s.scan(r, table, first, end, now, func(e entry) bool {
-			if e.gen > view || view == headGen && e.loc.isKept() {
+			if e.gen > view || view == headGen && e.loc.isKept() || dead.has(e.gen) {
 				return true
 			}
 			e = e.clip(first, end)
@@ -165,6 +176,14 @@ func (s *Store) resolve(table, view uint32, first uint64, locs []loc, gens []uin
 		}
 	}
 	return true, nil
+}
+
+// viewOf returns how a view of a table with dead generations is looked up.
+func viewOf(view uint32, dead genRanges) uint32 {
+	if view == headGen && dead != nil {
+		return lastGen
+	}
+	return view
 }
 
 // readData reads and verifies the run of blocks stored at at: steps R3 and R4.
@@ -245,7 +264,7 @@ func (t *Table) status(view uint32, e scstore.Extent, dst []scstore.Piece) ([]sc
 		locs := sc.locs[:n]
 		var err error
 		for range MaxMoves {
-			if _, err = t.store.resolve(t.no, view, uint64(e.First)+done, locs, sc.gens[:n], false); !errors.Is(err, errMoved) {
+			if _, err = t.store.resolve(t, view, uint64(e.First)+done, locs, sc.gens[:n], false); !errors.Is(err, errMoved) {
 				break
 			}
 		}
@@ -259,6 +278,8 @@ func (t *Table) status(view uint32, e scstore.Extent, dst []scstore.Piece) ([]sc
 				state = scstore.PieceAbsent
 			case at.isHole():
 				state = scstore.PieceHole
+			case at.isRemote():
+				state = scstore.PieceRemote
 			}
 			if last := len(dst) - 1; last >= from && dst[last].State == state {
 				dst[last].Count++

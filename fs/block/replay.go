@@ -199,7 +199,8 @@ func (r *recovery) applyGroup(group *replayGroup, kept int) {
 	slot := group.header.slot + 1
 	for i := range group.records[:kept] {
 		rec := &group.records[i]
-		if rec.kind == recordCreate || s.tables[rec.table] != nil {
+		forgotten := rec.kind == recordRollback && s.opts.plant == plantForgetRollback
+		if (rec.kind == recordCreate || s.tables[rec.table] != nil) && !forgotten {
 			s.apply(rec, makeLoc(g.id, slot))
 		}
 		if rec.kind.hasSlots() {

@@ -24,11 +24,14 @@ import (
 //
 // Body:
 //
-//	checkpoint (8), incarnation (8), clean (1)
+//	checkpoint (8), incarnation (8), flags (1: clean; the upper four bits: version)
 //	replay: segment (8), slot (4), seq (8), chain (4)
 //	next table (4), next run (4), next segment (8)
 //	tables (4), each: number (4), volume id (16), size (8), generation (4),
-//	    flags (1: frozen, 2: quarantined), base table (4), base generation (4)
+//	    flags (1: frozen, 2: quarantined, 4: more), base table (4), base generation (4)
+//	    more, from version 1 on: remote blocks (8),
+//	      marks (4), ascending, each: as in a record (24)
+//	      runs of dead generations (4), ascending, each: after (4), up to (4)
 //	runs (4), newest first, each: id (4), entries (8), pages (4), places (4), each:
 //	    first (4), count (4), location (8)
 //	segments (4), each: id (8), next slot (4), live slots (4), flags (1: map, 2: damaged)
@@ -36,6 +39,10 @@ import (
 const (
 	rootMagic       = "SCrt"
 	rootPagePayload = scstore.BlockSize - 16
+
+	// rootVersion is the version of the body that is written. 0 knew no marks, no
+	// remote blocks and no dead generations.
+	rootVersion = 1
 
 	// MaxTables bounds the volumes of one store.
 	MaxTables = 1 << 20
@@ -56,6 +63,7 @@ type replayPoint struct {
 
 // root is the decoded checkpoint.
 type root struct {
+	version     byte
 	checkpoint  uint64
 	incarnation uint64
 	clean       bool
@@ -77,7 +85,13 @@ type rootTable struct {
 	quarantined bool
 	base        uint32
 	baseGen     uint32
+	remote      int64
+	marks       []mark
+	dead        genRanges
 }
+
+// more reports whether the table has anything that version 0 did not know.
+func (t *rootTable) more() bool { return t.remote != 0 || len(t.marks) > 0 || len(t.dead) > 0 }
 
 type rootSegment struct {
 	id      uint64
@@ -103,7 +117,7 @@ func (r *root) encode() []byte {
 	be := binary.BigEndian
 	b := be.AppendUint64(nil, r.checkpoint)
 	b = be.AppendUint64(b, r.incarnation)
-	b = append(b, flags(r.clean, false))
+	b = append(b, flags(r.clean, false)|r.version<<4)
 	b = be.AppendUint64(b, r.replay.segment)
 	b = be.AppendUint32(b, uint32(r.replay.slot))
 	b = be.AppendUint64(b, r.replay.seq)
@@ -117,9 +131,7 @@ func (r *root) encode() []byte {
 		b = append(b, t.id[:]...)
 		b = be.AppendUint64(b, uint64(t.sizeBytes))
 		b = be.AppendUint32(b, t.gen)
-		b = append(b, flags(t.frozen, t.quarantined))
-		b = be.AppendUint32(b, t.base)
-		b = be.AppendUint32(b, t.baseGen)
+		b = t.appendTo(b)
 	}
 	b = be.AppendUint32(b, uint32(len(r.runs)))
 	for _, n := range r.runs {
@@ -136,6 +148,29 @@ func (r *root) encode() []byte {
 		b = append(b, flags(g.stream == streamMap, g.damaged))
 	}
 	return be.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// appendTo writes the table from its flags on.
+func (t *rootTable) appendTo(b []byte) []byte {
+	be := binary.BigEndian
+	f := flags(t.frozen, t.quarantined)
+	if t.more() {
+		f |= 4
+	}
+	b = be.AppendUint32(be.AppendUint32(append(b, f), t.base), t.baseGen)
+	if !t.more() {
+		return b
+	}
+	b = be.AppendUint64(b, uint64(t.remote))
+	b = be.AppendUint32(b, uint32(len(t.marks)))
+	for _, m := range t.marks {
+		b = m.appendTo(b)
+	}
+	b = be.AppendUint32(b, uint32(len(t.dead)))
+	for _, x := range t.dead {
+		b = be.AppendUint32(be.AppendUint32(b, x.after), x.upTo)
+	}
+	return b
 }
 
 func appendPlaces(b []byte, places []pageExtent) []byte {
@@ -188,7 +223,29 @@ func (r *reader) places() []pageExtent {
 	return places
 }
 
-// parseRoot decodes what encode made. Errors: ErrCorrupt.
+// table reads a table of a body of the given version.
+func (r *reader) table(version byte) rootTable {
+	t := rootTable{no: r.u32(), id: scstore.VolumeID(r.take(16)), sizeBytes: int64(r.u64()), gen: r.u32()}
+	f := r.u8()
+	t.frozen, t.quarantined = f&1 != 0, f&2 != 0
+	t.base, t.baseGen = r.u32(), r.u32()
+	if f&4 == 0 {
+		return t
+	}
+	t.remote = int64(r.u64())
+	for range r.size(markSize) {
+		m, err := parseMark(r.take(markSize))
+		r.short = r.short || err != nil
+		t.marks = append(t.marks, m)
+	}
+	for range r.size(8) {
+		t.dead = append(t.dead, genRange{r.u32(), r.u32()})
+	}
+	r.short = r.short || version == 0 || !t.more() || t.remote < 0 || len(t.dead) > MaxRollbacks
+	return t
+}
+
+// parseRoot decodes what encode made. Errors: ErrCorrupt, ErrVersion.
 func parseRoot(b []byte) (*root, error) {
 	bad := fmt.Errorf("checkpoint of %d bytes: %w", len(b), scstore.ErrCorrupt)
 	if len(b) < 4 || len(b) > maxRootBytes ||
@@ -196,15 +253,15 @@ func parseRoot(b []byte) (*root, error) {
 		return nil, bad
 	}
 	d := &reader{b: b[:len(b)-4]}
-	r := &root{checkpoint: d.u64(), incarnation: d.u64(), clean: d.u8() == 1}
+	r := &root{checkpoint: d.u64(), incarnation: d.u64()}
+	f := d.u8()
+	if r.clean, r.version = f&1 != 0, f>>4; r.version > rootVersion {
+		return nil, fmt.Errorf("checkpoint: version %d: %w", r.version, scstore.ErrVersion)
+	}
 	r.replay = replayPoint{d.u64(), int(d.u32()), d.u64(), d.u32()}
 	r.nextTable, r.nextRun, r.nextSegment = d.u32(), d.u32(), d.u64()
 	for range d.size(41) {
-		t := rootTable{no: d.u32(), id: scstore.VolumeID(d.take(16)), sizeBytes: int64(d.u64()), gen: d.u32()}
-		f := d.u8()
-		t.frozen, t.quarantined = f&1 != 0, f&2 != 0
-		t.base, t.baseGen = d.u32(), d.u32()
-		r.tables = append(r.tables, t)
+		r.tables = append(r.tables, d.table(r.version))
 	}
 	for range d.size(20) {
 		n := &run{id: d.u32(), entries: d.u64()}

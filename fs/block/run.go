@@ -3,6 +3,7 @@ package block
 import (
 	"fmt"
 	"sort"
+	"sync"
 
 	"scstore"
 )
@@ -15,6 +16,12 @@ type run struct {
 	entries uint64
 	pages   []pageRef // those in memory hang here; page len-1 is the tree's root
 	places  []pageExtent
+
+	// newest is the newest generation that the run has of a table. For a run that a
+	// root named, it is found out when it is first asked for.
+	newestMu sync.Mutex
+	newest   map[uint32]uint32
+	complete bool // newest has all tables of the run
 }
 
 // pageExtent says where pages [first, first+count) of a run are.
@@ -109,6 +116,35 @@ func (s *Store) scan(r *run, table uint32, first, end uint64, now bool, fn func(
 	}
 }
 
+// newerThan reports whether the run has, of the table, anything of a generation
+// after gen.
+func (s *Store) newerThan(r *run, table uint32, gen int64) (bool, error) {
+	r.newestMu.Lock()
+	newest, ok := r.newest[table]
+	known := ok || r.complete
+	r.newestMu.Unlock()
+	if known {
+		return ok && int64(newest) > gen, nil
+	}
+	// A run is never changed: what is found out once stays true.
+	found := int64(-1)
+	if _, err := s.scan(r, table, 0, maxBlock, false, func(e entry) bool {
+		found = max(found, int64(e.gen))
+		return true
+	}); err != nil {
+		return false, err
+	}
+	if found >= 0 {
+		r.newestMu.Lock()
+		defer r.newestMu.Unlock()
+		if r.newest == nil {
+			r.newest = map[uint32]uint32{}
+		}
+		r.newest[table] = uint32(found)
+	}
+	return found > gen, nil
+}
+
 // runBuilder writes a run, in order, to the map stream. Store.ckptMu is held.
 type runBuilder struct {
 	store   *Store
@@ -116,10 +152,13 @@ type runBuilder struct {
 	levels  []*pageBuilder
 	pending []byte // finished pages not yet appended
 	written uint32 // pages appended
+
+	table, gen uint32 // of the last interval added: its table, and newest generation so far
 }
 
 func (s *Store) newRunBuilder(id uint32) *runBuilder {
-	return &runBuilder{store: s, run: &run{id: id}, levels: []*pageBuilder{{}}}
+	r := &run{id: id, newest: map[uint32]uint32{}, complete: true}
+	return &runBuilder{store: s, run: r, levels: []*pageBuilder{{}}}
 }
 
 // add appends the versions of one interval, newest first; they stay on one page.
@@ -133,6 +172,10 @@ func (b *runBuilder) add(versions []entry) error {
 		b.levels[0].add(e)
 	}
 	b.run.entries += uint64(len(versions))
+	if e := versions[0]; b.run.entries == uint64(len(versions)) || e.table != b.table || e.gen > b.gen {
+		b.table, b.gen = e.table, e.gen
+		b.run.newest[e.table] = e.gen
+	}
 	return nil
 }
 

@@ -125,6 +125,7 @@ type Store struct {
 	logBytes  int64 // appended since the last checkpoint
 	unsynced  int64 // bytes appended since the last sync began
 	nextTable uint32
+	marks     int   // of all tables
 	poison    error // sticky; set once a write or sync failed
 
 	// mapMu guards what a lookup walks. A memtable is changed under both locks.
@@ -178,7 +179,7 @@ func (s *Store) segment(id uint64) *segment {
 
 // noteDead takes slots off a segment's count of live ones. mapMu is held.
 func (s *Store) noteDead(at loc, count uint64) {
-	if at.isHole() {
+	if !at.stored() {
 		return
 	}
 	if g := s.segments[at.segment()]; g != nil {
@@ -287,12 +288,14 @@ func (s *Store) apply(r *record, at loc) {
 		s.addTable(rootTable{no: r.table, id: r.id, sizeBytes: r.sizeBytes, base: r.base, baseGen: r.baseGen})
 	case recordDelete:
 		if t := s.tables[r.table]; t != nil {
-			t.deleted.Store(true)
-			delete(s.tables, t.no)
-			delete(s.byID, t.id)
-			s.mem.drop(t.no, s.noteDead)
+			s.dropTable(t)
 		}
-	case recordMapPage, recordRootPage, recordStaged, recordRollback:
+	case recordRemote:
+		s.mem.put(entry{r.table, r.gen, r.first, r.count, locRemote}, s.noteDead)
+		s.tables[r.table].remote.Add(int64(r.count))
+	case recordMark, recordUnmark, recordAdvance, recordRollback:
+		s.tables[r.table].applyMarks(r)
+	case recordMapPage, recordRootPage, recordStaged:
 		// Not of the log stream, or refused by the decoder.
 	}
 }

@@ -15,7 +15,7 @@ import (
 //
 //	0   4  checksum of the page (pageSum)
 //	4   4  magic "SCst"
-//	8   2  version
+//	8   2  version: 2 since there are marks, remote blocks and rollbacks
 //	12  4  slots in a segment
 //	16 16  store id
 //	32  8  incarnation: one more at each open, durable before the first append
@@ -23,18 +23,23 @@ const (
 	superName  = "store"
 	superTemp  = "store.new"
 	superMagic = "SCst"
+
+	// superVersion is raised with whatever an older scstore could not read, in any of
+	// the store's files: it stands here so that nothing is read before it is refused.
+	superVersion = 2
 )
 
 type superblock struct {
 	id          scstore.StoreID
 	slots       int
 	incarnation uint64
+	version     uint16
 }
 
 func (b superblock) encode() []byte {
 	page := make([]byte, scstore.BlockSize)
 	copy(page[4:], superMagic)
-	binary.BigEndian.PutUint16(page[8:], formatVersion)
+	binary.BigEndian.PutUint16(page[8:], b.version)
 	binary.BigEndian.PutUint32(page[12:], uint32(b.slots))
 	copy(page[16:], b.id[:])
 	binary.BigEndian.PutUint64(page[32:], b.incarnation)
@@ -49,8 +54,8 @@ func parseSuperblock(page []byte) (superblock, error) {
 		return b, fmt.Errorf("superblock: no magic: %w", scstore.ErrCorrupt)
 	}
 	copy(b.id[:], page[16:])
-	if v := binary.BigEndian.Uint16(page[8:]); v > formatVersion {
-		return b, scstore.Hint(fmt.Errorf("superblock: format version %d, this scstore knows %d: %w", v, formatVersion, scstore.ErrVersion),
+	if b.version = binary.BigEndian.Uint16(page[8:]); b.version > superVersion {
+		return b, scstore.Hint(fmt.Errorf("superblock: format version %d, this scstore knows %d: %w", b.version, superVersion, scstore.ErrVersion),
 			"use the newer scstore that made this store")
 	}
 	if binary.BigEndian.Uint32(page) != pageSum(b.id, page) {
@@ -91,6 +96,7 @@ func openSuperblock(dir disk.FS, id scstore.StoreID, slots int) (superblock, err
 			"put back the files that belong together; nothing was changed")
 	}
 	b.incarnation++
+	b.version = superVersion
 	return b, writeSuperblock(dir, b)
 }
 

@@ -26,14 +26,31 @@ type Table struct {
 	frozen      atomic.Bool
 	deleted     atomic.Bool
 	quarantined atomic.Bool
+	remote      atomic.Int64 // remote blocks that the map has, in all generations, at most
 
-	pinMu sync.Mutex
-	pins  map[uint32]int // pinned generation → holders
+	// dead is the generations that rollbacks dropped and that may be in the map
+	// still. Guarded by Store.mapMu; changed under logMu too.
+	dead genRanges
+
+	pinMu  sync.Mutex
+	pins   map[uint32]int         // pinned generation → holders: views, marks, clones
+	marks  map[scstore.Tag]uint32 // changed under logMu too
+	clones map[uint32]int         // generation → tables based on it
 }
 
 // addTable enters a table. mapMu is held.
 func (s *Store) addTable(rt rootTable) {
-	t := &Table{store: s, no: rt.no, id: rt.id, base: rt.base, baseGen: rt.baseGen, pins: map[uint32]int{}}
+	t := &Table{
+		store: s, no: rt.no, id: rt.id, base: rt.base, baseGen: rt.baseGen, dead: rt.dead,
+		pins: map[uint32]int{}, marks: map[scstore.Tag]uint32{}, clones: map[uint32]int{},
+	}
+	t.remote.Store(rt.remote)
+	for _, m := range rt.marks {
+		t.setMark(m)
+	}
+	if base := s.tables[rt.base]; base != nil && rt.baseGen != headGen {
+		base.noteClone(rt.baseGen, 1)
+	}
 	t.sizeBytes.Store(rt.sizeBytes)
 	t.gen.Store(rt.gen)
 	t.frozen.Store(rt.frozen)
@@ -51,7 +68,19 @@ func (t *Table) SizeBytes() int64 { return t.sizeBytes.Load() }
 // Frozen reports whether the table takes no more writes, for ever.
 func (t *Table) Frozen() bool { return t.frozen.Load() }
 
-// Base returns the frozen table that shows through where this one was never
+// dropTable takes a table out. logMu and mapMu are held.
+func (s *Store) dropTable(t *Table) {
+	t.deleted.Store(true)
+	delete(s.tables, t.no)
+	delete(s.byID, t.id)
+	s.mem.drop(t.no, s.noteDead)
+	s.marks -= len(t.marks)
+	if base := s.tables[t.base]; base != nil && t.baseGen != headGen {
+		base.noteClone(t.baseGen, -1)
+	}
+}
+
+// Base returns the table that shows through, at BaseView, where this one was never
 // written, or nil.
 func (t *Table) Base() *Table {
 	if t.base == 0 {
@@ -60,6 +89,16 @@ func (t *Table) Base() *Table {
 	t.store.mapMu.RLock()
 	defer t.store.mapMu.RUnlock()
 	return t.store.tables[t.base]
+}
+
+// BaseView returns the base as this table sees it: at the mark that it was made of,
+// or a frozen table whole. It is nil if there is no base, and good as long as this
+// table is not deleted.
+func (t *Table) BaseView() *View {
+	if base := t.Base(); base != nil {
+		return &View{table: base, gen: t.baseGen}
+	}
+	return nil
 }
 
 // admit checks that a record may be written to the table and stamps it with the
@@ -72,12 +111,20 @@ func (t *Table) admit(r *record) error {
 		return fmt.Errorf("write volume %s: %w", t.id, scstore.ErrNotFound)
 	case r.kind == recordDelete:
 		return nil
-	case t.quarantined.Load():
+	case t.quarantined.Load() && r.kind != recordUnmark:
 		return t.quarantineError()
-	case t.frozen.Load():
+	case t.frozen.Load() && r.kind != recordMark && r.kind != recordUnmark:
 		return fmt.Errorf("write volume %s: %w", t.id, scstore.ErrReadOnly)
 	}
 	r.gen = t.gen.Load()
+	switch {
+	case r.kind == recordData:
+		return nil
+	case r.gen >= maxGen && (r.kind == recordSeal || r.marks != nil && r.kind != recordUnmark):
+		return fmt.Errorf("volume %s: no generation after %d: %w", t.id, r.gen, scstore.ErrInvalid)
+	case r.marks != nil:
+		return t.admitMarks(r)
+	}
 	return nil
 }
 
@@ -159,11 +206,17 @@ func (t *Table) Sync(ctx context.Context) error {
 	return t.store.Sync()
 }
 
-// Pin is a view of a table as it was at one moment of its write order. It keeps
-// the blocks that it shows until Release, and does not outlive the process.
+// View is a table as it was when one of its generations ended. It is good as long
+// as something holds that generation.
+type View struct {
+	table *Table
+	gen   uint32
+}
+
+// Pin is a View of one moment of a table's write order. It keeps the blocks that it
+// shows until Release, and does not outlive the process.
 type Pin struct {
-	table    *Table
-	gen      uint32
+	View
 	released atomic.Bool
 }
 
@@ -171,24 +224,35 @@ type Pin struct {
 // Errors: ErrBusy if MaxPins views are held.
 func (t *Table) Pin() (*Pin, error) {
 	if t.Frozen() {
-		return &Pin{table: t, gen: headGen}, nil
+		return &Pin{View: View{table: t, gen: headGen}}, nil
 	}
 	// The pin is entered before the generation ends, so that no checkpoint drops
 	// what it shows. Writes in between are in this generation or in the next.
-	t.pinMu.Lock()
-	gen := t.gen.Load()
-	if t.pins[gen] == 0 && len(t.pins) >= MaxPins {
-		defer t.pinMu.Unlock()
-		return nil, fmt.Errorf("pin volume %s: %d views are held: %w", t.id, len(t.pins), scstore.ErrBusy)
+	gen, err := t.hold()
+	if err != nil {
+		return nil, err
 	}
-	t.pins[gen]++
-	t.pinMu.Unlock()
-	p := &Pin{table: t, gen: gen}
+	p := &Pin{View: View{table: t, gen: gen}}
 	if err := t.store.appendLog(t, record{kind: recordSeal, table: t.no}, nil, reserveCleaner); err != nil {
 		p.Release()
 		return nil, err
 	}
 	return p, nil
+}
+
+// hold pins the current generation. It takes logMu, so that no rollback comes
+// between the look at the generation and the pin.
+func (t *Table) hold() (uint32, error) {
+	t.store.logMu.Lock()
+	defer t.store.logMu.Unlock()
+	t.pinMu.Lock()
+	defer t.pinMu.Unlock()
+	gen := t.gen.Load()
+	if t.pins[gen] == 0 && len(t.pins) >= MaxPins {
+		return 0, fmt.Errorf("pin volume %s: %d views are held: %w", t.id, len(t.pins), scstore.ErrBusy)
+	}
+	t.pins[gen]++
+	return gen, nil
 }
 
 // Release gives the view up. It is safe to call more than once.
@@ -198,12 +262,10 @@ func (p *Pin) Release() {
 	}
 	p.table.pinMu.Lock()
 	defer p.table.pinMu.Unlock()
-	if p.table.pins[p.gen]--; p.table.pins[p.gen] == 0 {
-		delete(p.table.pins, p.gen)
-	}
+	p.table.unpin(p.gen)
 }
 
-// pinned returns the table's pinned generations, ascending.
+// pinned returns the generations that views, marks and clones hold, ascending.
 func (t *Table) pinned() []uint32 {
 	t.pinMu.Lock()
 	defer t.pinMu.Unlock()
@@ -225,22 +287,24 @@ func (t *Table) Status(e scstore.Extent, dst []scstore.Piece) ([]scstore.Piece, 
 	return t.status(headGen, e, dst)
 }
 
-// SizeBytes returns the table's size.
-func (p *Pin) SizeBytes() int64 { return p.table.SizeBytes() }
+// SizeBytes returns the table's size, which no view keeps: what was added later is
+// absent.
+func (v *View) SizeBytes() int64 { return v.table.SizeBytes() }
 
-// ReadBlocks reads what the table held when it was pinned; see Table.read.
-func (p *Pin) ReadBlocks(first scstore.BlockIndex, b []byte, gaps []scstore.Piece, now bool) ([]scstore.Piece, bool, error) {
-	return p.table.read(p.gen, first, b, gaps, now)
+// ReadBlocks reads what the table held then; see Table.read.
+func (v *View) ReadBlocks(first scstore.BlockIndex, b []byte, gaps []scstore.Piece, now bool) ([]scstore.Piece, bool, error) {
+	return v.table.read(v.gen, first, b, gaps, now)
 }
 
-// Status describes the extent as it was when the table was pinned.
-func (p *Pin) Status(e scstore.Extent, dst []scstore.Piece) ([]scstore.Piece, error) {
-	return p.table.status(p.gen, e, dst)
+// Status describes the extent as it was then.
+func (v *View) Status(e scstore.Extent, dst []scstore.Piece) ([]scstore.Piece, error) {
+	return v.table.status(v.gen, e, dst)
 }
 
-// Create makes an empty volume, durably. base, if not zero, names a frozen volume
-// that shows through wherever the new one was never written; it costs no copy.
-// Errors: ErrExists, ErrNotFound for the base, ErrInvalid, ErrNoSpace.
+// Create makes an empty volume, durably. A base, if there is one, shows through
+// wherever the new volume was never written: a frozen volume, or any volume at one
+// of its marks, which stays as long as the new volume does. It costs no copy.
+// Errors: ErrExists, ErrNotFound for the base or its mark, ErrInvalid, ErrNoSpace.
 func (s *Store) Create(o CreateOptions) (*Table, error) {
 	if o.SizeBytes <= 0 || o.SizeBytes > scstore.MaxVolumeBytes || o.SizeBytes%scstore.BlockSize != 0 || o.ID.IsZero() {
 		return nil, fmt.Errorf("create volume %s of %d bytes: %w", o.ID, o.SizeBytes, scstore.ErrInvalid)
@@ -260,13 +324,15 @@ func (s *Store) Create(o CreateOptions) (*Table, error) {
 		return nil, fmt.Errorf("create volume %s: %d volumes: %w", o.ID, tables, scstore.ErrNoSpace)
 	case !o.Base.IsZero() && base == nil:
 		return nil, fmt.Errorf("create volume %s: base %s: %w", o.ID, o.Base, scstore.ErrNotFound)
-	case base != nil && !base.Frozen():
+	case base != nil && o.BaseMark.IsZero() && !base.Frozen():
 		return nil, fmt.Errorf("create volume %s: base %s is still written to: %w", o.ID, o.Base, scstore.ErrInvalid)
+	case base == nil && !o.BaseMark.IsZero():
+		return nil, fmt.Errorf("create volume %s: a mark without a base: %w", o.ID, scstore.ErrInvalid)
 	case base != nil:
 		r.base, r.baseGen = base.no, headGen
 	}
-	if err := s.appendLog(nil, r, nil, reserveDiscards); err != nil {
-		return nil, err
+	if err := s.appendCreate(r, base, o.BaseMark); err != nil {
+		return nil, fmt.Errorf("create volume %s: %w", o.ID, err)
 	}
 	if err := s.Sync(); err != nil {
 		return nil, err
@@ -274,11 +340,32 @@ func (s *Store) Create(o CreateOptions) (*Table, error) {
 	return s.Table(o.ID)
 }
 
+// appendCreate appends the record. A mark of the base is looked up under the lock
+// under which it is used, so that it is not taken back in between.
+func (s *Store) appendCreate(r record, base *Table, at scstore.Tag) error {
+	s.logMu.Lock()
+	defer s.logMu.Unlock()
+	return s.appendLocked(r, nil, reserveDiscards, func(r *record) error {
+		if err := s.throttle(); err != nil || at.IsZero() {
+			return err
+		}
+		base.pinMu.Lock()
+		defer base.pinMu.Unlock()
+		gen, ok := base.marks[at]
+		if !ok {
+			return fmt.Errorf("base %s at %s: %w", base.id, at, scstore.ErrNotFound)
+		}
+		r.baseGen = gen
+		return nil
+	})
+}
+
 // CreateOptions says what Create makes.
 type CreateOptions struct {
 	ID        scstore.VolumeID
 	SizeBytes int64            // a multiple of 4096, at most MaxVolumeBytes
 	Base      scstore.VolumeID // zero: none
+	BaseMark  scstore.Tag      // of the base; zero: the base is frozen
 }
 
 // Table returns the volume's table. Errors: ErrNotFound.

@@ -20,6 +20,9 @@ import (
 //
 // Source: RFC 6962 section 2.1, for the separation of leaves and nodes.
 const (
+	// SpanBlocks is the unit of digests: 1 MiB.
+	SpanBlocks = 256
+
 	domainLeaf = 0x00
 	domainNode = 0x01
 	domainHole = 0x02

@@ -14,6 +14,10 @@
 //	   Seal is in it, none that was called after.
 //	V4 Writes that share a block are atomic towards each other, whatever their
 //	   alignment.
+//	V5 What an epoch changed is read from the table's map, between two marks: no
+//	   death of the process loses any of it.
+//	V6 A block whose newest content is at another host is never read as anything
+//	   else: what needs it fails with a *MissingError.
 //
-// Lock order: Volume.seal, then Volume.ragged, then the dirty set's.
+// Lock order: Volume.sealing, Volume.seal, then Volume.ragged.
 package volume

@@ -2,90 +2,167 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"scstore"
 )
+
+// changedBatch is how many extents are asked of the table at a time.
+const changedBatch = 4096
 
 // Manifest says what one epoch changed.
 type Manifest struct {
 	Volume    scstore.VolumeID
 	Position  scstore.Position // of the sealed epoch
-	Parent    scstore.Position // of the one before it
+	Parent    scstore.Position // of the one before it, under its own fence
 	SizeBytes int64
 	Extents   []scstore.Extent // changed blocks, ascending; may name unchanged ones
 	Root      scstore.Digest   // over the spans that Extents touch, as they are at Position
 }
 
+// Tag returns the tag of the mark that keeps the sealed epoch's content.
+func (m Manifest) Tag() scstore.Tag { return scstore.PositionTag(scstore.TagSealed, m.Position) }
+
 // Seal ends the open epoch: step W5. Writes go on at once in the next one; what
-// the sealed one holds is hashed from a view of it, and made durable, before Seal
-// returns. A seal without changes still gives a new position. It may run for
-// long: progress, if not nil, is called with the bytes hashed so far and in all.
+// the sealed one holds stays readable by its mark, is hashed, and is durable, mark
+// included, before Seal returns. A seal without changes still gives a new position.
+// It may run for long: progress, if not nil, is called with the bytes hashed so far
+// and in all. Seals run one at a time.
 //
-// Errors: ErrFenced, ErrReadOnly, ErrCorrupt, ErrPoisoned; the epoch is sealed
-// then, but has no manifest: the next Seal's Parent tells, and its Extents cover
-// both.
+// What changed is what the table's map has between the marks of the parent and of
+// this epoch, so it is complete whatever happened to this process in between. If the
+// parent's mark is gone, the manifest names the whole volume.
+//
+// Errors: ErrFenced, ErrReadOnly, ErrCorrupt, ErrPoisoned, ErrBusy (too many marks);
+// a *MissingError if a span that was written to is not all here: fetch it and seal
+// again. After an error the epoch is open as before: the next Seal has the same
+// position and parent, and covers what this one would have.
 func (v *Volume) Seal(ctx context.Context, progress func(done, total int64)) (Manifest, error) {
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}
-	view, m, sealed, err := v.endEpoch()
+	select {
+	case <-v.sealing:
+	case <-ctx.Done():
+		return Manifest{}, fmt.Errorf("seal %s: %w", v.id, context.Cause(ctx))
+	}
+	defer func() { v.sealing <- struct{}{} }()
+	m, err := v.endEpoch()
 	if err != nil {
 		return Manifest{}, fmt.Errorf("seal %s: %w", v.id, err)
 	}
-	defer view.Release()
-	m.Root, err = digestExtents(ctx, append([]Reader{view}, v.base...), m.SizeBytes, m.Extents, progress)
-	if err == nil {
+	if err = v.describe(ctx, &m, progress); err == nil {
 		err = v.Flush(ctx)
 	}
 	if err != nil {
-		v.dirty.merge(sealed)
 		return Manifest{}, fmt.Errorf("seal %s@%s: %w", v.id, m.Position, err)
 	}
+	v.seal.Lock()
+	v.head = m.Position
+	v.seal.Unlock()
 	return m, nil
 }
 
+// Committed tells the volume that the epoch at p was committed: step W7. The marks
+// of what was sealed before it are taken back; who needs one of those positions for
+// longer has given it a tag of its own. Durable with the next Flush. Errors: those
+// of the table.
+func (v *Volume) Committed(p scstore.Position) error {
+	if v.table == nil {
+		return fmt.Errorf("volume %s: %w", v.id, scstore.ErrReadOnly)
+	}
+	for _, tag := range v.table.Marks() {
+		if tag.Kind == scstore.TagSealed && tag.Position().Compare(p) < 0 {
+			if err := v.table.Unmark(tag); err != nil {
+				return fmt.Errorf("volume %s: %w", v.id, err)
+			}
+		}
+	}
+	return nil
+}
+
 // endEpoch is the instant of a seal.
-func (v *Volume) endEpoch() (View, Manifest, *dirtySet, error) {
+func (v *Volume) endEpoch() (Manifest, error) {
 	v.seal.Lock()
 	defer v.seal.Unlock()
 	if err := v.writable(); err != nil {
-		return nil, Manifest{}, nil, err
+		return Manifest{}, err
 	}
 	if v.head.Epoch == math.MaxUint64 {
-		return nil, Manifest{}, nil, fmt.Errorf("no epoch after %s: %w", v.head, scstore.ErrInvalid)
-	}
-	view, err := v.table.Pin()
-	if err != nil {
-		return nil, Manifest{}, nil, err
+		return Manifest{}, fmt.Errorf("no epoch after %s: %w", v.head, scstore.ErrInvalid)
 	}
 	m := Manifest{Volume: v.id, Parent: v.head, SizeBytes: v.Size()}
 	m.Position = scstore.Position{Fence: v.fence, Epoch: v.head.Epoch + 1}
-	m.Extents = v.dirty.extents(uint64(m.SizeBytes) / scstore.BlockSize)
-	sealed := v.dirty.take()
-	v.head = m.Position
-	return view, m, sealed, nil
+	err := v.table.Mark(m.Tag())
+	if errors.Is(err, scstore.ErrExists) { // of a Seal that failed
+		if err = v.table.Unmark(m.Tag()); err == nil {
+			err = v.table.Mark(m.Tag())
+		}
+	}
+	return m, err
+}
+
+// describe completes the manifest of an epoch that has ended.
+func (v *Volume) describe(ctx context.Context, m *Manifest, progress func(done, total int64)) error {
+	view, err := v.table.At(m.Tag())
+	if err != nil {
+		return err
+	}
+	defer view.Release()
+	if m.Extents, err = v.changed(ctx, m); err != nil {
+		return err
+	}
+	chain := append([]Reader{view}, v.chain[1:]...)
+	m.Root, err = digestExtents(ctx, chain, m.SizeBytes, m.Extents, progress)
+	return err
+}
+
+// changed lists what was written between the parent and the epoch.
+func (v *Volume) changed(ctx context.Context, m *Manifest) ([]scstore.Extent, error) {
+	set := extentSet{blocks: uint64(m.SizeBytes) / scstore.BlockSize, grain: 1, limit: MaxManifestExtents}
+	var from scstore.Tag // the beginning, if nothing was ever sealed
+	if m.Parent != (scstore.Position{}) {
+		from = scstore.PositionTag(scstore.TagSealed, m.Parent)
+		if !slices.Contains(v.table.Marks(), from) {
+			set.add(scstore.Extent{Count: set.blocks})
+			return set.list, nil
+		}
+	}
+	for start := scstore.BlockIndex(0); ; {
+		part, err := v.table.Changed(ctx, from, m.Tag(), start, changedBatch)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range part {
+			set.add(e)
+		}
+		if len(part) < changedBatch {
+			return set.list, nil
+		}
+		start = part[len(part)-1].End()
+	}
 }
 
 // Digest returns the root over all spans of the volume that hold data, as the
 // manifest of an epoch that wrote just those would have it. It is what an image is
-// known by. Errors: ErrCorrupt, ErrClosed.
+// known by. Errors: ErrCorrupt, a *MissingError.
 func (v *Volume) Digest(ctx context.Context, progress func(done, total int64)) (scstore.Digest, error) {
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}
-	chain := append([]Reader{v.table}, v.base...)
 	var extents []scstore.Extent
 	whole := scstore.Extent{Count: uint64(v.Size()) / scstore.BlockSize}
-	if err := chainStatus(chain, whole, func(p scstore.Piece) {
-		if p.State == scstore.PieceData {
+	if err := chainStatus(v.chain, whole, func(p scstore.Piece) {
+		if p.State != scstore.PieceHole {
 			extents = append(extents, p.Extent)
 		}
 	}); err != nil {
 		return scstore.Digest{}, fmt.Errorf("digest %s: %w", v.id, err)
 	}
-	d, err := digestExtents(ctx, chain, v.Size(), extents, progress)
+	d, err := digestExtents(ctx, v.chain, v.Size(), extents, progress)
 	if err != nil {
 		return scstore.Digest{}, fmt.Errorf("digest %s: %w", v.id, err)
 	}
@@ -111,7 +188,11 @@ func digestExtents(ctx context.Context, chain []Reader, sizeBytes int64, extents
 			first := span * SpanBlocks
 			part := buf[:min(SpanBlocks, blocks-first)*scstore.BlockSize]
 			at := scstore.Extent{First: scstore.BlockIndex(first), Count: uint64(len(part)) / scstore.BlockSize}
-			if _, _, err := readChain(chain, at, part, nil, false); err != nil {
+			pieces, _, err := readChain(chain, at, part, nil, false)
+			if err == nil {
+				err = missing(chain, pieces)
+			}
+			if err != nil {
 				return scstore.Digest{}, err
 			}
 			if d := SpanDigest(part); d != HoleSpanDigest() {

@@ -7,7 +7,8 @@ import (
 )
 
 // Status appends ranges that cover exactly the bytes [off, off+length), in order;
-// neighbours differ in state. Errors as for ReadAt.
+// neighbours differ in state. What is not here yet counts as data. Errors as for
+// ReadAt, but nothing is missing for it.
 func (v *Volume) Status(off, length int64, dst []scstore.Range) ([]scstore.Range, error) {
 	if err := v.check(off, length); err != nil || length == 0 {
 		return dst, err
@@ -16,9 +17,9 @@ func (v *Volume) Status(off, length int64, dst []scstore.Range) ([]scstore.Range
 		return dst, fmt.Errorf("volume %s: %w", v.id, scstore.ErrClosed)
 	}
 	from := len(dst)
-	err := chainStatus(append([]Reader{v.table}, v.base...), cover(off, length), func(p scstore.Piece) {
+	err := chainStatus(v.chain, cover(off, length), func(p scstore.Piece) {
 		state := scstore.RangeData
-		if p.State != scstore.PieceData {
+		if p.State == scstore.PieceHole {
 			state = scstore.RangeHole
 		}
 		start, end := max(p.First.Offset(), off), min(p.End().Offset(), off+length)
@@ -32,7 +33,7 @@ func (v *Volume) Status(off, length int64, dst []scstore.Range) ([]scstore.Range
 	return dst, err
 }
 
-// chainStatus calls emit with pieces, data or hole, that cover the extent.
+// chainStatus calls emit with pieces, data, remote or hole, that cover the extent.
 func chainStatus(chain []Reader, e scstore.Extent, emit func(scstore.Piece)) error {
 	in := scstore.Extent{First: e.First}
 	if len(chain) > 0 {

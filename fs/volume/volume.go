@@ -12,12 +12,12 @@ import (
 // MaxRequestBytes bounds one read or write.
 const MaxRequestBytes = 32 << 20
 
-// Reader is a table, or a view of one, as it can be read. *block.Table and
-// *block.Pin are.
+// Reader is a table, or a view of one, as it can be read. *block.Table, *block.View
+// and *block.Pin are.
 type Reader interface {
 	// ReadBlocks fills p with whole blocks from first on and appends the runs
-	// without data to gaps: holes, of which p is zero, and absent blocks, of which p
-	// is undefined. ok is false if now is set and the device would be waited for.
+	// without data to gaps: holes, of which p is zero, and absent and remote blocks,
+	// of which p is undefined. ok is false if now is set and the device would be waited for.
 	ReadBlocks(first scstore.BlockIndex, p []byte, gaps []scstore.Piece, now bool) (_ []scstore.Piece, ok bool, err error)
 	// Status appends pieces that cover the extent, in order.
 	Status(e scstore.Extent, dst []scstore.Piece) ([]scstore.Piece, error)
@@ -31,28 +31,44 @@ type View interface {
 	Release()
 }
 
-// Table is where a volume's own blocks are; see *block.Table.
+// Table is where a volume's own blocks are; see *block.Table, which lacks only that
+// its At returns a type of its own.
 type Table interface {
 	Reader
 	WriteBlocks(first scstore.BlockIndex, p []byte) error
 	ZeroBlocks(e scstore.Extent, discard bool) error
-	Pin() (View, error)
 	Publish() error
 	Sync(ctx context.Context) error
+
+	// Mark keeps the present content under a tag; durable with the next Sync.
+	Mark(tag scstore.Tag) error
+	// Unmark takes a tag back.
+	Unmark(tag scstore.Tag) error
+	// Marks returns the tags, oldest first.
+	Marks() []scstore.Tag
+	// At returns a view of what a mark kept.
+	At(tag scstore.Tag) (View, error)
+	// Changed returns what was written between two marks, ascending from start on,
+	// in at most limit extents; the zero tag is the beginning, or the head.
+	Changed(ctx context.Context, from, to scstore.Tag, start scstore.BlockIndex, limit int) ([]scstore.Extent, error)
 }
 
 // Options says what to open.
 type Options struct {
 	ID scstore.VolumeID
-	// Table holds the volume's own blocks. Required.
+	// Table holds the volume's own blocks, if it is to be written; View shows them if
+	// it is only to be read. One of the two.
 	Table Table
-	// Base are the tables that show through where Table is absent, nearest first.
+	View  Reader
+	// Base are the readers that show through where the volume's own is absent,
+	// nearest first: tables, or views of them at a mark.
 	Base []Reader
-	// Head is the position of the last sealed epoch; its fence is the one that the
-	// volume is written under.
+	// Fence is what the volume is written under. The next epoch that is sealed has
+	// it for its position.
+	Fence scstore.Fence
+	// Head is the position of the last committed epoch, under whatever fence that
+	// was: the parent of the next one. Zero if there is none.
 	Head scstore.Position
-	// ReadOnly refuses writes with ErrReadOnly.
-	ReadOnly bool
 }
 
 // FencedError says by whom a writer was fenced out. It wraps ErrFenced.
@@ -68,20 +84,40 @@ func (e *FencedError) Error() string {
 // Unwrap returns ErrFenced.
 func (e *FencedError) Unwrap() error { return scstore.ErrFenced }
 
+// MissingError says that an operation needs blocks whose newest content is at
+// another host: fetch them into the table that lacks them, and try again. It wraps
+// ErrAbsent.
+type MissingError struct {
+	Level   int              // 0: the volume's own table; n: its n-th base
+	Extents []scstore.Extent // of that level, ascending; other levels may lack more
+}
+
+// Error says how many blocks are missing, and where the first is.
+func (e *MissingError) Error() string {
+	n := uint64(0)
+	for _, x := range e.Extents {
+		n += x.Count
+	}
+	return fmt.Sprintf("%d blocks from block %d on, level %d: %v", n, e.Extents[0].First, e.Level, scstore.ErrAbsent)
+}
+
+// Unwrap returns ErrAbsent.
+func (e *MissingError) Unwrap() error { return scstore.ErrAbsent }
+
 // Volume is an open volume. All methods are safe for concurrent use.
 type Volume struct {
-	id       scstore.VolumeID
-	table    Table
-	base     []Reader
-	fence    scstore.Fence
-	readOnly bool
-	current  atomic.Uint64 // the highest fence known; above fence: fenced out
-	closed   atomic.Bool
+	id      scstore.VolumeID
+	table   Table    // nil: read-only
+	chain   []Reader // the volume's own blocks, then its bases
+	fence   scstore.Fence
+	current atomic.Uint64 // the highest fence known; above fence: fenced out
+	closed  atomic.Bool
 
+	// sealing holds a token while no Seal is under way.
+	sealing chan struct{}
 	// seal is held by writers shared, and by Seal alone while it ends the epoch.
-	seal  sync.RWMutex
-	head  scstore.Position
-	dirty *dirtySet
+	seal sync.RWMutex
+	head scstore.Position // of the last manifest; guarded by seal
 
 	// ragged is held shared by writes of whole blocks, alone by those that read a
 	// block to change a part of it.
@@ -90,13 +126,19 @@ type Volume struct {
 
 // Open returns the volume. Errors: ErrInvalid.
 func Open(o Options) (*Volume, error) {
-	if o.Table == nil || o.ID.IsZero() {
+	if (o.Table == nil) == (o.View == nil) || o.ID.IsZero() {
 		return nil, fmt.Errorf("open volume %s: no table: %w", o.ID, scstore.ErrInvalid)
 	}
-	v := &Volume{
-		id: o.ID, table: o.Table, base: o.Base, fence: o.Head.Fence, readOnly: o.ReadOnly,
-		head: o.Head, dirty: newDirtySet(),
+	if o.Table != nil && o.Fence < o.Head.Fence {
+		return nil, fmt.Errorf("open volume %s under fence %d: its head is %s: %w", o.ID, o.Fence, o.Head, scstore.ErrInvalid)
 	}
+	v := &Volume{id: o.ID, table: o.Table, fence: o.Fence, head: o.Head, sealing: make(chan struct{}, 1)}
+	v.chain = append(v.chain, o.View)
+	if o.Table != nil {
+		v.chain[0] = o.Table
+	}
+	v.chain = append(v.chain, o.Base...)
+	v.sealing <- struct{}{}
 	v.current.Store(uint64(v.fence))
 	return v, nil
 }
@@ -105,12 +147,15 @@ func Open(o Options) (*Volume, error) {
 func (v *Volume) ID() scstore.VolumeID { return v.id }
 
 // Size returns the size in bytes, a multiple of 4096.
-func (v *Volume) Size() int64 { return v.table.SizeBytes() }
+func (v *Volume) Size() int64 { return v.chain[0].SizeBytes() }
 
 // ReadOnly reports whether writes are refused.
-func (v *Volume) ReadOnly() bool { return v.readOnly }
+func (v *Volume) ReadOnly() bool { return v.table == nil }
 
-// Head returns the position of the last sealed epoch.
+// Fence returns the fence that the volume is written under.
+func (v *Volume) Fence() scstore.Fence { return v.fence }
+
+// Head returns the position of the last epoch that has a manifest.
 func (v *Volume) Head() scstore.Position {
 	v.seal.RLock()
 	defer v.seal.RUnlock()
@@ -139,7 +184,7 @@ func (v *Volume) writable() error {
 	switch {
 	case v.closed.Load():
 		return fmt.Errorf("volume %s: %w", v.id, scstore.ErrClosed)
-	case v.readOnly:
+	case v.table == nil:
 		return fmt.Errorf("volume %s: %w", v.id, scstore.ErrReadOnly)
 	case v.current.Load() != uint64(v.fence):
 		return fmt.Errorf("volume %s: %w", v.id, &FencedError{v.fence, scstore.Fence(v.current.Load())})
@@ -177,7 +222,9 @@ func within(off, length int64) scstore.Extent {
 // Durability: it survives the death of this process after Publish, a power loss
 // after Flush.
 // Errors: ErrInvalid, ErrReadOnly, ErrFenced, ErrNoSpace (parts may have been
-// written; the same write may be tried again), ErrPoisoned, ErrCorrupt.
+// written; the same write may be tried again), ErrPoisoned, ErrCorrupt; a
+// *MissingError if a block is to be changed in part that is not here yet: fetch it
+// and try again.
 func (v *Volume) WriteAt(p []byte, off int64) error {
 	if err := v.check(off, int64(len(p))); err != nil || len(p) == 0 {
 		return err
@@ -197,9 +244,8 @@ func (v *Volume) WriteAt(p []byte, off int64) error {
 	return v.writeRagged(p, off)
 }
 
-// writeBlocks writes whole blocks and notes them as changed.
+// writeBlocks writes whole blocks.
 func (v *Volume) writeBlocks(first scstore.BlockIndex, p []byte) error {
-	v.dirty.mark(scstore.Extent{First: first, Count: uint64(len(p) / scstore.BlockSize)})
 	if err := v.table.WriteBlocks(first, p); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
@@ -216,10 +262,15 @@ func (v *Volume) writeRagged(p []byte, off int64) error {
 	if last != e.First {
 		ends = append(ends, last)
 	}
+	var few [1]scstore.Piece
 	for _, block := range ends {
 		part := buf[(block - e.First).Offset():][:scstore.BlockSize]
-		if _, _, err := v.readBlocks(block, part, nil, false); err != nil {
-			return err
+		pieces, _, err := v.readBlocks(block, part, few[:0], false)
+		if err == nil {
+			err = v.missing(pieces)
+		}
+		if err != nil {
+			return fmt.Errorf("write: %w", err)
 		}
 	}
 	copy(buf[off-e.First.Offset():], p)
@@ -262,7 +313,6 @@ func (v *Volume) zero(off, length int64, discard bool) error {
 	if whole.Count == 0 {
 		return nil
 	}
-	v.dirty.mark(whole)
 	if err := v.table.ZeroBlocks(whole, discard); err != nil {
 		return fmt.Errorf("zero: %w", err)
 	}
@@ -288,12 +338,17 @@ func (v *Volume) zeroEnds(off, length int64, whole scstore.Extent) error {
 
 // Publish makes what was written survive the death of this process. Call it
 // before acknowledging a write: guarantee G2 (a).
-func (v *Volume) Publish() error { return v.table.Publish() }
+func (v *Volume) Publish() error {
+	if v.table == nil {
+		return nil
+	}
+	return v.table.Publish()
+}
 
 // Flush makes every write that returned before the call durable: step W4,
 // guarantee G2 (b). Errors: ErrFenced, ErrPoisoned (nothing may be assumed then).
 func (v *Volume) Flush(ctx context.Context) error {
-	if v.readOnly {
+	if v.table == nil {
 		return nil
 	}
 	if err := v.writable(); err != nil {
@@ -307,14 +362,15 @@ func (v *Volume) Flush(ctx context.Context) error {
 
 // ReadAt fills p from byte off and appends to holes the ranges of it that hold no
 // data, clipped to the request, in order: steps R2 to R6. Errors: ErrInvalid,
-// ErrCorrupt for bytes that fail to verify, ErrClosed.
+// ErrCorrupt for bytes that fail to verify, ErrClosed, a *MissingError for blocks
+// that are not here yet.
 func (v *Volume) ReadAt(p []byte, off int64, holes []scstore.Range) ([]scstore.Range, error) {
 	holes, _, err := v.read(p, off, holes, false)
 	return holes, err
 }
 
-// ReadNowAt reads like ReadAt if that takes no wait for the device; otherwise ok
-// is false and p undefined.
+// ReadNowAt reads like ReadAt if that takes no wait, for the device or for another
+// host; otherwise ok is false and p undefined.
 func (v *Volume) ReadNowAt(p []byte, off int64, holes []scstore.Range) (_ []scstore.Range, ok bool, err error) {
 	return v.read(p, off, holes, true)
 }
@@ -334,6 +390,14 @@ func (v *Volume) read(p []byte, off int64, holes []scstore.Range, now bool) ([]s
 	pieces, ok, err := v.readBlocks(e.First, buf, few[:0], now)
 	if err != nil || !ok {
 		return holes, ok, err
+	}
+	if len(pieces) > 0 {
+		if err := v.missing(pieces); err != nil {
+			if now {
+				return holes, false, nil
+			}
+			return holes, false, fmt.Errorf("read: %w", err)
+		}
 	}
 	if !aligned(off, int64(len(p))) {
 		copy(p, buf[off-e.First.Offset():])
@@ -355,9 +419,10 @@ func appendRange(dst []scstore.Range, r scstore.Range) []scstore.Range {
 }
 
 // readBlocks reads whole blocks through the base chain: step R3. The pieces it
-// appends are the runs without data anywhere, in order; p is zero there.
+// appends are the runs without data anywhere, of which p is zero, and those that are
+// remote at some level, of which p is undefined, in order.
 func (v *Volume) readBlocks(first scstore.BlockIndex, p []byte, pieces []scstore.Piece, now bool) ([]scstore.Piece, bool, error) {
-	pieces, ok, err := v.table.ReadBlocks(first, p, pieces, now)
+	pieces, ok, err := v.chain[0].ReadBlocks(first, p, pieces, now)
 	if err != nil || !ok {
 		return pieces, ok, err
 	}
@@ -375,7 +440,7 @@ func (v *Volume) readBlocks(first scstore.BlockIndex, p []byte, pieces []scstore
 			continue
 		}
 		part := p[(piece.First - first).Offset():][:piece.Count*scstore.BlockSize]
-		if out, ok, err = readChain(v.base, piece.Extent, part, out, now); err != nil || !ok {
+		if out, ok, err = readChain(v.chain[1:], piece.Extent, part, out, now); err != nil || !ok {
 			return out, ok, err
 		}
 	}
@@ -412,4 +477,44 @@ func readChain(chain []Reader, e scstore.Extent, p []byte, out []scstore.Piece, 
 		out = append(out, scstore.Piece{Extent: scstore.Extent{First: e.First + scstore.BlockIndex(in.Count), Count: rest}, State: scstore.PieceHole})
 	}
 	return out, true, nil
+}
+
+// missing returns a *MissingError if one of the pieces is remote.
+func (v *Volume) missing(pieces []scstore.Piece) error { return missing(v.chain, pieces) }
+
+// missing names the remote ones of pieces, which a read through the chain returned,
+// by the level that they are remote at: the first level at which any is.
+func missing(chain []Reader, pieces []scstore.Piece) error {
+	var remote []scstore.Extent
+	for _, p := range pieces {
+		if p.State == scstore.PieceRemote {
+			remote = append(remote, p.Extent)
+		}
+	}
+	for level := 0; level < len(chain) && len(remote) > 0; level++ {
+		e := &MissingError{Level: level}
+		blocks := scstore.Extent{Count: uint64(chain[level].SizeBytes()) / scstore.BlockSize}
+		var found []scstore.Piece
+		for _, x := range remote {
+			if x = x.Clamp(blocks); x.Count == 0 {
+				continue
+			}
+			var err error
+			if found, err = chain[level].Status(x, found[:0]); err != nil {
+				return err
+			}
+			for _, p := range found {
+				if p.State == scstore.PieceRemote {
+					e.Extents = append(e.Extents, p.Extent)
+				}
+			}
+		}
+		if len(e.Extents) > 0 {
+			return e
+		}
+	}
+	if len(remote) > 0 { // filled meanwhile
+		return &MissingError{Extents: remote}
+	}
+	return nil
 }

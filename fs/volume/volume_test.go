@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"scstore"
@@ -14,10 +15,16 @@ import (
 	"scstore/fs/volume"
 )
 
-// table gives a block table's pins the type that volume asks for.
+// table gives a block table's views the type that volume asks for.
 type table struct{ *block.Table }
 
-func (t table) Pin() (volume.View, error) { return t.Table.Pin() }
+func (t table) At(tag scstore.Tag) (volume.View, error) {
+	pin, err := t.Table.At(tag)
+	if err != nil {
+		return nil, err
+	}
+	return pin, nil
+}
 
 func openStore(t *testing.T, d *crashdisk.Disk, index string) *block.Store {
 	t.Helper()
@@ -28,9 +35,9 @@ func openStore(t *testing.T, d *crashdisk.Disk, index string) *block.Store {
 	return s
 }
 
-func openVolume(t *testing.T, tab *block.Table, head scstore.Position, base ...volume.Reader) *volume.Volume {
+func openVolume(t *testing.T, tab *block.Table, fence scstore.Fence, head scstore.Position, base ...volume.Reader) *volume.Volume {
 	t.Helper()
-	v, err := volume.Open(volume.Options{ID: tab.ID(), Table: table{tab}, Base: base, Head: head})
+	v, err := volume.Open(volume.Options{ID: tab.ID(), Table: table{tab}, Base: base, Fence: fence, Head: head})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +133,7 @@ func TestVolume_BehavesAsBytesDo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := &model{t, rng, openVolume(t, tab, scstore.Position{Fence: 1}), make([]byte, size)}
+		m := &model{t, rng, openVolume(t, tab, 1, scstore.Position{}), make([]byte, size)}
 		for range 400 {
 			m.step()
 		}
@@ -139,7 +146,7 @@ func TestVolume_BehavesAsBytesDo(t *testing.T) {
 			t.Fatal(err)
 		}
 		base := &model{t, rng, m.v, frozen}
-		m = &model{t, rng, openVolume(t, tab2, scstore.Position{Fence: 1}, tab), append(bytes.Clone(frozen), make([]byte, 1<<20)...)}
+		m = &model{t, rng, openVolume(t, tab2, 1, scstore.Position{}, tab), append(bytes.Clone(frozen), make([]byte, 1<<20)...)}
 		for range 300 {
 			m.step()
 		}
@@ -151,8 +158,8 @@ func TestVolume_BehavesAsBytesDo(t *testing.T) {
 		if tab2, err = s.Table(id(2)); err != nil {
 			t.Fatal(err)
 		}
-		m.v = openVolume(t, tab2, scstore.Position{Fence: 1}, tab2.Base())
-		base.v = openVolume(t, tab, scstore.Position{Fence: 1})
+		m.v = openVolume(t, tab2, 1, scstore.Position{}, tab2.BaseView())
+		base.v = openVolume(t, tab, 1, scstore.Position{})
 		for range 100 {
 			m.step()
 		}
@@ -172,7 +179,7 @@ func TestVolume_SealNamesWhatChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := openVolume(t, tab, scstore.Position{Fence: 3, Epoch: 10})
+	v := openVolume(t, tab, 4, scstore.Position{Fence: 3, Epoch: 10})
 	rng := rand.New(rand.NewPCG(5, 5))
 	before := make([]byte, size)
 	m := &model{t, rng, v, make([]byte, size)}
@@ -185,8 +192,14 @@ func TestVolume_SealNamesWhatChanged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.Parent != parent || got.Position != (scstore.Position{Fence: 3, Epoch: parent.Epoch + 1}) || v.Head() != got.Position {
+		if got.Parent != parent || got.Position != (scstore.Position{Fence: 4, Epoch: parent.Epoch + 1}) || v.Head() != got.Position {
 			t.Fatalf("seal: got %s after %s", got.Position, got.Parent)
+		}
+		if err := v.Committed(got.Position); err != nil {
+			t.Fatal(err)
+		}
+		if marks := tab.Marks(); !slices.Equal(marks, []scstore.Tag{got.Tag()}) {
+			t.Fatalf("marks after the commit of %s: got %v", got.Position, marks)
 		}
 		for b := int64(0); b < size; b += scstore.BlockSize {
 			named := false
@@ -245,7 +258,7 @@ func TestVolume_WriteAfterFenceIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := openVolume(t, tab, scstore.Position{Fence: 2})
+	v := openVolume(t, tab, 2, scstore.Position{})
 	if err := v.WriteAt([]byte("kept"), 10); err != nil {
 		t.Fatal(err)
 	}
@@ -268,5 +281,151 @@ func TestVolume_WriteAfterFenceIsRefused(t *testing.T) {
 	got := make([]byte, 4)
 	if _, err := v.ReadAt(got, 10, nil); err != nil || string(got) != "kept" {
 		t.Fatalf("read after a higher fence: got %q, %v", got, err)
+	}
+}
+
+// TestVolume_SealNamesWhatWasWrittenBeforeAKill: what the dead process wrote since
+// the last commit is in the next process's first manifest, exactly.
+func TestVolume_SealNamesWhatWasWrittenBeforeAKill(t *testing.T) {
+	d := crashdisk.New(crashdisk.Options{Seed: 1})
+	s := openStore(t, d, t.TempDir())
+	tab, err := s.Create(block.CreateOptions{ID: id(1), SizeBytes: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(v *volume.Volume, first scstore.BlockIndex) {
+		t.Helper()
+		if err := errors.Join(v.WriteAt(bytes.Repeat([]byte{byte(first)}, 2*scstore.BlockSize), first.Offset()), v.Publish()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := openVolume(t, tab, 1, scstore.Position{})
+	write(v, 10)
+	first, err := v.Seal(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(v, 20)
+	lost, err := v.Seal(t.Context(), nil) // the process dies before its commit
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(v, 30)
+	if err := v.Discard(10*scstore.BlockSize, scstore.BlockSize); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Publish(); err != nil {
+		t.Fatal(err)
+	}
+	s2 := openStore(t, d.Kill(), t.TempDir())
+	defer s2.Close()
+	defer s.Close()
+	if tab, err = s2.Table(id(1)); err != nil {
+		t.Fatal(err)
+	}
+	v = openVolume(t, tab, 2, first.Position)
+	write(v, 40)
+	m, err := v.Seal(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Parent != first.Position || m.Position != (scstore.Position{Fence: 2, Epoch: 2}) {
+		t.Fatalf("seal: got %s after %s", m.Position, m.Parent)
+	}
+	want := []scstore.Extent{{First: 10, Count: 1}, {First: 20, Count: 2}, {First: 30, Count: 2}, {First: 40, Count: 2}}
+	if !slices.Equal(m.Extents, want) {
+		t.Fatalf("changed: got %v, want %v", m.Extents, want)
+	}
+	if err := v.Committed(m.Position); err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(tab.Marks(), lost.Tag()) {
+		t.Fatalf("the mark of %s, which was never committed, is still there", lost.Position)
+	}
+}
+
+// missing runs op and returns what it says is missing.
+func missing(t *testing.T, what string, op func() error) *volume.MissingError {
+	t.Helper()
+	err := op()
+	m, ok := errors.AsType[*volume.MissingError](err)
+	if !ok || !errors.Is(err, scstore.ErrAbsent) {
+		t.Fatalf("%s: got %v, want a MissingError", what, err)
+	}
+	return m
+}
+
+func TestVolume_MissingBlocksAreNamedAndFilled(t *testing.T) {
+	s := openStore(t, crashdisk.New(crashdisk.Options{Seed: 1}), t.TempDir())
+	defer s.Close()
+	base, err := s.Create(block.CreateOptions{ID: id(1), SizeBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := scstore.PositionTag(scstore.TagSnapshot, scstore.Position{Fence: 1, Epoch: 1})
+	if err := base.MarkRemote([]scstore.Extent{{First: 50, Count: 1}}, at); err != nil {
+		t.Fatal(err)
+	}
+	tab, err := s.Create(block.CreateOptions{ID: id(2), SizeBytes: 1 << 20, Base: id(1), BaseMark: at})
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := scstore.Position{Fence: 3, Epoch: 7}
+	sealed := scstore.PositionTag(scstore.TagSealed, head)
+	if err := tab.MarkRemote([]scstore.Extent{{First: 4, Count: 3}, {First: 9, Count: 1}}, sealed); err != nil {
+		t.Fatal(err)
+	}
+	v := openVolume(t, tab, 4, head, tab.BaseView())
+	p := make([]byte, 1<<20)
+	m := missing(t, "read", func() error { _, err := v.ReadAt(p, 0, nil); return err })
+	if m.Level != 0 || !slices.Equal(m.Extents, []scstore.Extent{{First: 4, Count: 3}, {First: 9, Count: 1}}) {
+		t.Fatalf("read: missing %+v", m)
+	}
+	if _, ok, err := v.ReadNowAt(p, 0, nil); ok || err != nil {
+		t.Fatalf("read now: got %v, %v: it would have to wait", ok, err)
+	}
+	m = missing(t, "ragged write", func() error { return v.WriteAt([]byte("x"), 5*scstore.BlockSize+1) })
+	if m.Level != 0 || !slices.Equal(m.Extents, []scstore.Extent{{First: 5, Count: 1}}) {
+		t.Fatalf("ragged write: missing %+v", m)
+	}
+	ranges, err := v.Status(0, 1<<20, nil)
+	if err != nil || len(ranges) != 7 || ranges[1].State != scstore.RangeData || ranges[1].Offset != 4*scstore.BlockSize {
+		t.Fatalf("status: %+v, %v: what is missing is data", ranges, err)
+	}
+	whole := bytes.Repeat([]byte{7}, scstore.BlockSize)
+	if err := v.WriteAt(whole, 4*scstore.BlockSize); err != nil { // needs nothing of what was there
+		t.Fatal(err)
+	}
+	if err := v.Discard(9*scstore.BlockSize, scstore.BlockSize); err != nil {
+		t.Fatal(err)
+	}
+	missing(t, "seal", func() error { _, err := v.Seal(t.Context(), nil); return err })
+	if n, err := tab.Fill(sealed, 4, bytes.Repeat([]byte{8}, 3*scstore.BlockSize)); n != 3 || err != nil {
+		t.Fatalf("fill: %d blocks, %v", n, err)
+	}
+	m = missing(t, "read of the base", func() error { _, err := v.ReadAt(p, 0, nil); return err })
+	if m.Level != 1 || !slices.Equal(m.Extents, []scstore.Extent{{First: 50, Count: 1}}) {
+		t.Fatalf("read of the base: missing %+v", m)
+	}
+	if n, err := base.Fill(at, 50, whole); n != 1 || err != nil {
+		t.Fatalf("fill the base: %d blocks, %v", n, err)
+	}
+	if err := v.WriteAt([]byte("x"), 5*scstore.BlockSize+1); err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, 1<<20)
+	copy(want[4*scstore.BlockSize:], whole)
+	copy(want[5*scstore.BlockSize:], bytes.Repeat([]byte{8}, 2*scstore.BlockSize))
+	want[5*scstore.BlockSize+1] = 'x'
+	copy(want[50*scstore.BlockSize:], whole)
+	if _, err := v.ReadAt(p, 0, nil); err != nil || !bytes.Equal(p, want) {
+		t.Fatalf("read: %v, or the content differs", err)
+	}
+	got, err := v.Seal(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Position != (scstore.Position{Fence: 4, Epoch: 8}) || !slices.Equal(got.Extents, []scstore.Extent{{First: 4, Count: 2}, {First: 9, Count: 1}}) {
+		t.Fatalf("seal after one that failed: %s changed %v", got.Position, got.Extents)
 	}
 }

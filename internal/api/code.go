@@ -38,6 +38,7 @@ var codes = []struct {
 	{scstore.ErrBusy, "busy", http.StatusConflict},
 	{scstore.ErrIndeterminate, "indeterminate", http.StatusGatewayTimeout},
 	{scstore.ErrUnreachable, "unreachable", http.StatusBadGateway},
+	{scstore.ErrAbsent, "absent", http.StatusBadGateway},
 	{scstore.ErrCorrupt, "corrupt", http.StatusInternalServerError},
 	{scstore.ErrNoSpace, "no_space", http.StatusInsufficientStorage},
 	{scstore.ErrClosed, "closed", http.StatusServiceUnavailable},

@@ -41,7 +41,7 @@ func (h *Host) BeginImport(_ context.Context, name string, sizeBytes int64) (api
 	if err != nil {
 		return nil, fmt.Errorf("import %q: %w", name, err)
 	}
-	v, err := volume.Open(volume.Options{ID: id, Table: table{t}, Head: scstore.Position{Fence: importFence}})
+	v, err := volume.Open(volume.Options{ID: id, Table: table{t}, Fence: importFence})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("import %q: %w", name, err), h.blocks.Delete(id))
 	}
@@ -149,7 +149,7 @@ func (h *Host) openView(id scstore.VolumeID) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := volume.Open(volume.Options{ID: id, Table: frozen{View: pin}, Base: baseChain(t), ReadOnly: true})
+	v, err := volume.Open(volume.Options{ID: id, View: pin, Base: baseChain(t)})
 	if err != nil {
 		pin.Release()
 		return nil, err
@@ -173,27 +173,6 @@ func (s *source) Close() error {
 	s.pin.Release()
 	return errors.Join(s.Volume.Close(), s.u.release())
 }
-
-// frozen is a view as a table that nobody writes. Package volume asks none of the
-// writing methods of a table that it was told is read-only.
-type frozen struct{ volume.View }
-
-var errFrozen = fmt.Errorf("a view of one moment: %w", scstore.ErrReadOnly)
-
-// WriteBlocks refuses.
-func (frozen) WriteBlocks(scstore.BlockIndex, []byte) error { return errFrozen }
-
-// ZeroBlocks refuses.
-func (frozen) ZeroBlocks(scstore.Extent, bool) error { return errFrozen }
-
-// Pin refuses: the view is one already.
-func (frozen) Pin() (volume.View, error) { return nil, errFrozen }
-
-// Publish does nothing: there is nothing to publish.
-func (frozen) Publish() error { return nil }
-
-// Sync does nothing, as Publish.
-func (frozen) Sync(context.Context) error { return nil }
 
 // dataBytes counts what a volume holds of its own, or returns nil if that takes
 // beyond the deadline, or cannot be read.

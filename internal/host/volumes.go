@@ -135,18 +135,20 @@ func (h *Host) openVolume(ctx context.Context, s *slot, r meta.Record) error {
 	if err != nil {
 		return scstore.Hint(fmt.Errorf("the data of %q: %w", r.Name, err), "see scstore doctor")
 	}
-	o := volume.Options{ID: r.ID, Table: table{t}, Base: baseChain(t), Head: r.Head, ReadOnly: r.Kind == meta.KindImage}
-	if !o.ReadOnly {
+	o := volume.Options{ID: r.ID, Base: baseChain(t), Head: r.Head}
+	if r.Kind == meta.KindImage {
+		o.View = t
+	} else {
 		result, err := h.meta.Propose(ctx, meta.Command{Op: meta.OpenFence{ID: r.ID, Holder: meta.DiskID(h.folder.id.String())}})
 		if err != nil {
 			return fmt.Errorf("take the right to write: %w", err)
 		}
-		o.Head = scstore.Position{Fence: result.Fence, Epoch: result.Position.Epoch}
+		o.Table, o.Fence, o.Head = table{t}, result.Fence, result.Position
 	}
 	if s.v, err = volume.Open(o); err != nil {
 		return err
 	}
-	h.log.Info("volume opened", "volume", r.Name, "fence", uint64(o.Head.Fence), "read_only", o.ReadOnly)
+	h.log.Info("volume opened", "volume", r.Name, "fence", uint64(o.Fence), "read_only", o.Table == nil)
 	return nil
 }
 
@@ -176,13 +178,19 @@ func (h *Host) closeVolumes(ctx context.Context) error {
 // table is a table of the store as package volume wants it.
 type table struct{ *block.Table }
 
-// Pin returns a view of the table as it is now.
-func (t table) Pin() (volume.View, error) { return t.Table.Pin() }
+// At returns a view of what a mark kept.
+func (t table) At(tag scstore.Tag) (volume.View, error) {
+	pin, err := t.Table.At(tag)
+	if err != nil {
+		return nil, err
+	}
+	return pin, nil
+}
 
-// baseChain returns the tables that show through, nearest first.
+// baseChain returns what shows through, nearest first.
 func baseChain(t *block.Table) (chain []volume.Reader) {
-	for b := t.Base(); b != nil; b = b.Base() {
-		chain = append(chain, b)
+	for ; t.Base() != nil; t = t.Base() {
+		chain = append(chain, t.BaseView())
 	}
 	return chain
 }
