@@ -31,16 +31,18 @@ func BenchmarkModel(b *testing.B) {
 	}
 }
 
-// BenchmarkNetwork sends TCP streams between three sites, one from each site to
-// each other one: 1 MiB an iteration and stream. Its figures are of all streams
+// BenchmarkNetwork sends TCP streams between three sites: one from each site to each
+// other one, or just one of them; 1 MiB an iteration and stream. Its figures are of all streams
 // together; cores counts this process, which both emulates and is every end.
 func BenchmarkNetwork(b *testing.B) {
 	for _, c := range []struct {
 		name string
 		link Link
+		max  int // streams
 	}{
-		{"80ms,200Mbit", RTT(80 * ms).WithRate(200 * Mbit)},
-		{"perfect", Link{}},
+		{"80ms,200Mbit,one", RTT(80 * ms).WithRate(200 * Mbit), 1},
+		{"80ms,200Mbit,six", RTT(80 * ms).WithRate(200 * Mbit), 6},
+		{"perfect", Link{}, 6},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			n := open(b, Options{Link: c.link})
@@ -51,7 +53,7 @@ func BenchmarkNetwork(b *testing.B) {
 				check(b, err)
 				defer l.Close()
 				for _, from := range n.Sites() {
-					if from == to {
+					if from == to || len(streams) == c.max {
 						continue
 					}
 					client, err := n.Dial(b.Context(), from, "tcp", l.Addr().String())

@@ -229,7 +229,7 @@ func TestModel_ANewRateHoldsForWhatIsQueued(t *testing.T) {
 }
 
 func TestModel_ALinkThatIsDownLosesWhatIsOnIt(t *testing.T) {
-	link := Link{Delay: 100 * ms, BitsPerSecond: 8000, QueueBytes: 1 << 20}
+	link := Link{Delay: 10 * time.Second, BitsPerSecond: 8000, QueueBytes: 1 << 20}
 	m := testModel(link)
 	for i := range 3 {
 		m.send(0, 1000, i)
