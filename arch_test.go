@@ -34,6 +34,7 @@ var layers = map[string][]string{
 	"internal/host":           {"*"},
 	"e2e":                     {"*"},
 	"e2e/demo":                {"e2e"},
+	"sim/wan":                 {"."},
 	"cmd/scstore":             {".", "internal/api", "internal/bench", "internal/host", "nbd"},
 }
 
@@ -50,6 +51,7 @@ var libraries = map[string][]string{
 	"github.com/schollz/progressbar":          {"cmd/scstore"},
 	"github.com/spf13/cobra":                  {"cmd/scstore"},
 	"github.com/tidwall/btree":                {"fs/block", "fs/volume"},
+	"github.com/vishvananda/netlink":          {"sim/wan"},
 	"golang.org/x/sync":                       {"*"},
 	"golang.org/x/sys":                        {"*"}, // files named *_linux.go only
 	"golang.org/x/term":                       {"cmd/scstore"},
