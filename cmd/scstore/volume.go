@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -8,24 +9,27 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"scstore"
 	"scstore/internal/api"
 )
 
 func newVolume(e *environ) *cobra.Command {
 	return group("volume", "writable disks",
-		newVolumeCreate(e), newList(e, api.KindVolume), newInfo(e, api.KindVolume), newRemove(e, api.KindVolume), newExport(e, api.KindVolume))
+		newVolumeCreate(e), newList(e, api.KindVolume), newInfo(e, api.KindVolume), newRemove(e, api.KindVolume), newExport(e, api.KindVolume),
+		newSnapshot(e), newClone(e))
 }
 
 func newVolumeCreate(e *environ) *cobra.Command {
 	size, from := "", ""
 	cmd := &cobra.Command{
-		Use:   "create NAME [--size 20G] [--from IMAGE]",
-		Short: "make a volume, empty or a clone of an image",
-		Long: `Make a volume: empty, or with --from a clone of an image, which costs no copy.
+		Use:   "create NAME [--size 20G] [--from IMAGE|VOL@SNAP]",
+		Short: "make a volume, empty or a clone of an image or a snapshot",
+		Long: `Make a volume: empty, or with --from a clone of an image or a snapshot, which
+costs no copy.
 
-A clone has its image's size unless --size asks for more; --size is a multiple
-of 4096, its units are powers of 1024. The volume is durable when the command
-returns.`,
+A clone has the size of what it is based on unless --size asks for more; --size is
+a multiple of 4096, its units are powers of 1024. The volume is durable when the
+command returns.`,
 		Args: exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := api.CreateVolume{Name: args[0], From: from}
@@ -39,19 +43,68 @@ returns.`,
 				}
 				req.SizeBytes = n
 			}
+			return e.createVolume(cmd.Context(), req)
+		},
+	}
+	cmd.Flags().StringVar(&size, "size", "", "size of the disk, such as 20G")
+	cmd.Flags().StringVar(&from, "from", "", "the image or snapshot to base it on")
+	return cmd
+}
+
+// createVolume makes a volume and says so.
+func (e *environ) createVolume(ctx context.Context, req api.CreateVolume) error {
+	return e.withClient(func(c *api.Client) error {
+		v, err := c.CreateVolume(ctx, req)
+		if err != nil {
+			return err
+		}
+		e.talk("volume %q: %s", v.Name, humanSize(v.SizeBytes))
+		return e.print(v, nil)
+	})
+}
+
+func newSnapshot(e *environ) *cobra.Command {
+	return &cobra.Command{
+		Use:   "snapshot VOL@SNAP",
+		Short: "name a volume's content as it is now",
+		Long: `Name a volume's content as it is now. Guests write on meanwhile; what they were
+told is written, flushed or not, is in it.
+
+A snapshot costs no copy. What was written since the last one is read once, for its
+digest; then it keeps what later writes replace. It can be exported (volume export,
+nbd url) and cloned (volume clone); volume info lists the snapshots of a volume, and
+volume rm VOL@SNAP removes one.`,
+		Args: exactArgs("VOL@SNAP"),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			return e.withClient(func(c *api.Client) error {
-				v, err := c.CreateVolume(cmd.Context(), req)
+				p := e.progress("snapshot "+args[0], 0)
+				v, err := c.CreateSnapshot(cmd.Context(), args[0], p.set)
+				p.end()
 				if err != nil {
 					return err
 				}
-				e.talk("volume %q: %s", v.Name, humanSize(v.SizeBytes))
+				e.talk("snapshot %q: %s at position %s", v.Name, humanSize(v.SizeBytes), v.Position)
 				return e.print(v, nil)
 			})
 		},
 	}
-	cmd.Flags().StringVar(&size, "size", "", "size of the disk, such as 20G")
-	cmd.Flags().StringVar(&from, "from", "", "the image to base it on")
-	return cmd
+}
+
+func newClone(e *environ) *cobra.Command {
+	return &cobra.Command{
+		Use:   "clone VOL@SNAP NEW",
+		Short: "make a volume that begins as a snapshot",
+		Long: `Make a volume that begins as a snapshot and goes its own way. It costs no copy; the
+snapshot stays as long as the clone does. The same as volume create NEW --from.`,
+		Args: exactArgs("VOL@SNAP", "NEW"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !strings.Contains(args[0], "@") {
+				return scstore.Hint(fmt.Errorf("clone %q: it names no snapshot: %w", args[0], scstore.ErrInvalid),
+					"make one first: scstore volume snapshot %s@NAME", args[0])
+			}
+			return e.createVolume(cmd.Context(), api.CreateVolume{Name: args[1], From: args[0]})
+		},
+	}
 }
 
 func newList(e *environ, kind api.Kind) *cobra.Command {
@@ -112,12 +165,21 @@ func printInfo(w io.Writer, v api.Volume) {
 	line("kind", "%s", v.Kind)
 	line("id", "%s", v.ID)
 	line("size", "%s (%d bytes)", humanSize(v.SizeBytes), v.SizeBytes)
-	line("data", "%s of its own", dataSize(v.DataBytes))
+	if v.Kind != api.KindSnapshot {
+		line("data", "%s of its own", dataSize(v.DataBytes))
+	}
 	if v.Base != "" {
 		line("base", "%s", v.Base)
 	}
 	if len(v.Clones) > 0 {
 		line("clones", "%s", strings.Join(v.Clones, ", "))
+	}
+	for _, snap := range v.Snapshots {
+		clones := ""
+		if len(snap.Clones) > 0 {
+			clones = ", cloned as " + strings.Join(snap.Clones, ", ")
+		}
+		line("snapshot", "@%s at %s, %s%s", snap.Name, snap.Position, humanSize(snap.SizeBytes), clones)
 	}
 	line("position", "%s", v.Position)
 	if v.Digest != "" {
@@ -137,10 +199,11 @@ func newRemove(e *environ, kind api.Kind) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm NAME",
 		Short: fmt.Sprintf("remove one %s", kind),
-		Long: fmt.Sprintf(`Remove one %s and its data, for good.
+		Long: fmt.Sprintf(`Remove one %s and its data, for good. A volume's snapshot is VOL@SNAP.
 
-What is in use is not removed: an image that volumes are based on never, a disk
-with open NBD connections only with --force, which closes them.`, kind),
+What is in use is not removed: what volumes are based on never, nor a volume that
+has snapshots; a disk with open NBD connections only with --force, which closes
+them.`, kind),
 		Args: exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return e.withClient(func(c *api.Client) error {
@@ -152,7 +215,11 @@ with open NBD connections only with --force, which closes them.`, kind),
 				if r.DryRun {
 					verb = "would remove"
 				}
-				e.talk("%s %s %q: %s of data", verb, kind, r.Volume.Name, dataSize(r.Volume.DataBytes))
+				if r.Volume.Kind == api.KindSnapshot {
+					e.talk("%s snapshot %q", verb, r.Volume.Name)
+				} else {
+					e.talk("%s %s %q: %s of data", verb, kind, r.Volume.Name, dataSize(r.Volume.DataBytes))
+				}
 				if r.ClosedConns > 0 {
 					e.talk("NBD connections closed: %d", r.ClosedConns)
 				}

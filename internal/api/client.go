@@ -133,23 +133,52 @@ func (c *Client) Remove(ctx context.Context, kind Kind, name string, o RemoveOpt
 
 // Doctor makes the host check itself. progress, in bytes, may be nil.
 func (c *Client) Doctor(ctx context.Context, progress func(done, total int64)) (Report, error) {
-	resp, err := c.send(ctx, http.MethodGet, "/v1/doctor", nil)
+	l, err := c.follow(ctx, http.MethodGet, "/v1/doctor", progress)
 	if err != nil {
 		return Report{}, err
 	}
+	if l.Report == nil {
+		return Report{}, c.broken(ctx, io.ErrUnexpectedEOF)
+	}
+	return *l.Report, nil
+}
+
+// CreateSnapshot names the content of a volume as it is now: name is
+// VOLUME@SNAPSHOT. It is durable when this returns. progress, in bytes, may be nil.
+func (c *Client) CreateSnapshot(ctx context.Context, name string, progress func(done, total int64)) (Volume, error) {
+	path, err := namePath(KindVolume, name)
+	if err != nil {
+		return Volume{}, err
+	}
+	l, err := c.follow(ctx, http.MethodPost, path+"/snapshot", progress)
+	if err != nil {
+		return Volume{}, err
+	}
+	if l.Volume == nil {
+		return Volume{}, c.broken(ctx, io.ErrUnexpectedEOF)
+	}
+	return *l.Volume, nil
+}
+
+// follow calls what answers in lines and returns the last of them.
+func (c *Client) follow(ctx context.Context, method, path string, progress func(done, total int64)) (Line, error) {
+	resp, err := c.send(ctx, method, path, nil)
+	if err != nil {
+		return Line{}, err
+	}
 	defer drainClose(resp.Body)
 	for d := json.NewDecoder(resp.Body); ; {
-		var line DoctorLine
-		if err := d.Decode(&line); err != nil {
-			return Report{}, c.broken(ctx, err)
+		var l Line
+		if err := d.Decode(&l); err != nil {
+			return Line{}, c.broken(ctx, err)
 		}
 		switch {
-		case line.Error != nil:
-			return Report{}, line.Error.Err()
-		case line.Report != nil:
-			return *line.Report, nil
+		case l.Error != nil:
+			return Line{}, l.Error.Err()
+		case l.Report != nil || l.Volume != nil:
+			return l, nil
 		case progress != nil:
-			progress(line.DoneBytes, line.TotalBytes)
+			progress(l.DoneBytes, l.TotalBytes)
 		}
 	}
 }

@@ -8,17 +8,19 @@
 // added, never renamed or removed.
 //
 //	GET    /v1/status                       Status
-//	GET    /v1/doctor                       lines of DoctorLine, the last one holds the Report
+//	GET    /v1/doctor                       lines of Line, the last one holds the Report
 //	GET    /v1/nbd                          NBD
 //	GET    /v1/volumes, /v1/images          List
 //	POST   /v1/volumes                      CreateVolume -> Volume
 //	GET    /v1/volumes/NAME, /v1/images/NAME            Volume
 //	DELETE /v1/volumes/NAME?force=1&dry_run=1           Removal
+//	POST   /v1/volumes/VOLUME@SNAPSHOT/snapshot         lines of Line, the last one holds the Volume
 //	GET    /v1/volumes/NAME/data            the bytes, as the stream of stream.go
 //	PUT    /v1/images/NAME/data             import: the same stream as the request's body
 //	GET    /metrics                         Prometheus text
 //
-// A NAME is one path segment: its slashes are escaped as %2F. An error is a JSON
+// A NAME is one path segment: its slashes are escaped as %2F. Where it is a volume's it
+// may be a snapshot's, VOLUME@SNAPSHOT, which can be read and removed. An error is a JSON
 // Error with the HTTP status of the table in code.go.
 //
 // Invariants:

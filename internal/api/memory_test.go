@@ -64,6 +64,18 @@ func (m *memory) CreateVolume(_ context.Context, req api.CreateVolume) (api.Volu
 	return v, nil
 }
 
+func (m *memory) CreateSnapshot(_ context.Context, name string, progress func(done, total int64)) (api.Volume, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return api.Volume{}, m.fail
+	}
+	progress(1, 2)
+	v := m.volumes[strings.Split(name, "@")[0]]
+	v.Name, v.Kind = name, api.KindSnapshot
+	return v, nil
+}
+
 func (m *memory) Remove(ctx context.Context, kind api.Kind, name string, o api.RemoveOptions) (api.Removal, error) {
 	v, err := m.Get(ctx, kind, name)
 	if err != nil {

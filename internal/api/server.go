@@ -28,7 +28,7 @@ const (
 	headerTimeout   = 10 * time.Second // to read a request's header
 	idleTimeout     = 2 * time.Minute  // between requests of a connection
 	bodyTimeout     = 30 * time.Second // to read a JSON body
-	doctorInterval  = 500 * time.Millisecond
+	lineInterval    = 500 * time.Millisecond
 )
 
 // Options configures a server.
@@ -135,6 +135,7 @@ func (s *Server) routes(g prometheus.Gatherer) http.Handler {
 	mux.HandleFunc("GET /v1/nbd", s.nbd)
 	mux.HandleFunc("GET /v1/doctor", s.doctor)
 	mux.HandleFunc("POST /v1/volumes", s.createVolume)
+	mux.HandleFunc("POST /v1/volumes/{name}/snapshot", s.createSnapshot)
 	for _, kind := range []Kind{KindVolume, KindImage} {
 		path := "/v1/" + kind.plural()
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) { s.list(w, r, kind) })
@@ -193,30 +194,46 @@ func (s *Server) remove(w http.ResponseWriter, r *http.Request, kind Kind) {
 	s.reply(w, r, http.StatusOK, v, err)
 }
 
-// doctor streams the progress as lines, so that a client sees that it goes on.
 func (s *Server) doctor(w http.ResponseWriter, r *http.Request) {
+	stream(w, func(l *Line, progress func(done, total int64)) error {
+		report, err := s.service.Doctor(r.Context(), progress)
+		l.Report = &report
+		return err
+	})
+}
+
+// createSnapshot is POST /v1/volumes/VOLUME@SNAPSHOT/snapshot.
+func (s *Server) createSnapshot(w http.ResponseWriter, r *http.Request) {
+	stream(w, func(l *Line, progress func(done, total int64)) error {
+		v, err := s.service.CreateSnapshot(r.Context(), r.PathValue("name"), progress)
+		l.Volume = &v
+		return err
+	})
+}
+
+// stream does work that takes long and sends its progress as lines, so that a client
+// sees that it goes on; work puts its result into the last one.
+func stream(w http.ResponseWriter, work func(l *Line, progress func(done, total int64)) error) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := json.NewEncoder(w)
 	flush := http.NewResponseController(w)
 	var last time.Time
-	line := DoctorLine{}
-	report, err := s.service.Doctor(r.Context(), func(done, total int64) {
-		line.DoneBytes, line.TotalBytes = done, total
-		if time.Since(last) < doctorInterval {
+	var l Line
+	err := work(&l, func(done, total int64) {
+		l.DoneBytes, l.TotalBytes = done, total
+		if time.Since(last) < lineInterval {
 			return
 		}
 		last = time.Now()
 		// A client that went away ends the request's context, and so the work.
-		_ = out.Encode(line)
+		_ = out.Encode(l)
 		_ = flush.Flush()
 	})
 	if err != nil {
 		e, _ := NewError(err)
-		line.Error = &e
-	} else {
-		line.Report = &report
+		l = Line{DoneBytes: l.DoneBytes, TotalBytes: l.TotalBytes, Error: &e}
 	}
-	_ = out.Encode(line) // the same
+	_ = out.Encode(l) // the same
 }
 
 // decodeBody reads a JSON body strictly.

@@ -23,7 +23,12 @@ type Catalog interface {
 	// CreateVolume makes a volume, durably. Errors: ErrExists, ErrInvalid,
 	// ErrNotFound (of From), ErrNoSpace.
 	CreateVolume(ctx context.Context, req CreateVolume) (Volume, error)
-	// Remove removes one, durably. Errors: ErrNotFound, ErrBusy (clones, connections).
+	// CreateSnapshot names the content of a volume as it is now, VOLUME@SNAPSHOT,
+	// durably. progress, in bytes, is called from one goroutine. Errors: ErrNotFound,
+	// ErrExists, ErrInvalid.
+	CreateSnapshot(ctx context.Context, name string, progress func(done, total int64)) (Volume, error)
+	// Remove removes one, or a snapshot, durably. Errors: ErrNotFound, ErrBusy (clones,
+	// snapshots, connections).
 	Remove(ctx context.Context, kind Kind, name string, o RemoveOptions) (Removal, error)
 }
 

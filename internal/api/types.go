@@ -13,6 +13,9 @@ type Kind string
 const (
 	KindVolume Kind = "volume" // a writable disk
 	KindImage  Kind = "image"  // an immutable volume, that volumes can be based on
+	// KindSnapshot is a volume as it was, VOLUME@SNAPSHOT. Calls that name one have
+	// KindVolume; only answers have this.
+	KindSnapshot Kind = "snapshot"
 )
 
 // plural returns the kind's path segment.
@@ -25,14 +28,24 @@ type Volume struct {
 	ID          scstore.VolumeID `json:"id"`
 	SizeBytes   int64            `json:"size_bytes"`             // what a guest sees
 	DataBytes   *int64           `json:"data_bytes,omitempty"`   // what it holds of its own, without its base; left out if counting takes long
-	Base        string           `json:"base,omitempty"`         // the image that it is a clone of
+	Base        string           `json:"base,omitempty"`         // the image or snapshot that it is a clone of
 	Clones      []string         `json:"clones,omitempty"`       // the volumes based on it, sorted
+	Snapshots   []Snapshot       `json:"snapshots,omitempty"`    // of a volume, sorted by name
 	Position    scstore.Position `json:"position"`               // of the last sealed epoch
 	Digest      string           `json:"digest,omitempty"`       // of an image's content: the root of its digest tree
 	Connections int              `json:"connections"`            // open NBD connections
 	DamagedAt   []int64          `json:"damaged_at,omitempty"`   // byte offsets of blocks that cannot be read; at most MaxDamageListed
 	CreatedAt   *time.Time       `json:"created_at,omitempty"`   // when the name was made, if that is known
 	PaddedBytes int64            `json:"padded_bytes,omitempty"` // zeros that an import added at the end
+}
+
+// Snapshot is a volume's content at a moment, under a name.
+type Snapshot struct {
+	Name      string           `json:"name"` // without the volume's
+	Position  scstore.Position `json:"position"`
+	SizeBytes int64            `json:"size_bytes"` // of the volume then
+	CreatedAt *time.Time       `json:"created_at,omitempty"`
+	Clones    []string         `json:"clones,omitempty"` // the volumes based on it, sorted
 }
 
 // MaxDamageListed bounds Volume.DamagedAt.
@@ -47,7 +60,7 @@ type List struct {
 type CreateVolume struct {
 	Name      string `json:"name"`
 	SizeBytes int64  `json:"size_bytes,omitempty"` // multiple of 4096; 0 with From means the size of From
-	From      string `json:"from,omitempty"`       // the image to base it on; costs no copy
+	From      string `json:"from,omitempty"`       // the image or snapshot to base it on; costs no copy
 }
 
 // RemoveOptions says how to remove.
@@ -144,10 +157,12 @@ func (r Report) Worst() Severity {
 	return worst
 }
 
-// DoctorLine is one line of the answer to /v1/doctor.
-type DoctorLine struct {
+// Line is one line of an answer that takes long. The last one has a result or an
+// error.
+type Line struct {
 	DoneBytes  int64   `json:"done_bytes"`
 	TotalBytes int64   `json:"total_bytes"`
-	Report     *Report `json:"report,omitempty"` // on the last line
-	Error      *Error  `json:"error,omitempty"`  // on the last line, instead
+	Report     *Report `json:"report,omitempty"` // of doctor
+	Volume     *Volume `json:"volume,omitempty"` // of a snapshot
+	Error      *Error  `json:"error,omitempty"`
 }

@@ -71,30 +71,66 @@ func (h *Host) checkNewName(kind api.Kind, name string) error {
 	return nil
 }
 
-// describe returns a record as the API shows it, with the names of its base and
-// its clones from all.
-func (h *Host) describe(r meta.Record, all []meta.Record) api.Volume {
+// describe returns what the API shows of a place, with the names of its base and its
+// clones from all.
+func (h *Host) describe(r place, all []meta.Record) api.Volume {
 	v := api.Volume{
-		Name: r.Name, Kind: kindOf(r.Kind), ID: r.ID, SizeBytes: r.SizeBytes,
-		Position: r.Head, Connections: h.connections(r.ID),
+		Name: r.name(), Kind: r.kind(), ID: r.ID, SizeBytes: r.SizeBytes,
+		Position: r.Head, Connections: h.connections(r.key()), CreatedAt: atMs(r.CreatedAtMs),
 	}
-	if r.Kind == meta.KindImage {
+	switch v.Kind {
+	case api.KindImage:
 		v.Digest = r.Digest.String()
-	}
-	if r.CreatedAtMs > 0 {
-		at := time.UnixMilli(r.CreatedAtMs).UTC()
-		v.CreatedAt = &at
+	case api.KindSnapshot:
+		v.SizeBytes, v.Position, v.CreatedAt = r.snap.SizeBytes, r.snap.Position, atMs(r.snap.CreatedAtMs)
+	case api.KindVolume:
+		v.Snapshots = h.describeSnapshots(r.ID, all)
 	}
 	for _, other := range all {
 		if other.ID == r.Base {
-			v.Base = other.Name
+			v.Base = h.baseName(other, r.BasePosition)
 		}
-		if other.Base == r.ID {
+		if other.Base == r.ID && (r.snap == nil || other.BasePosition == r.snap.Position) {
 			v.Clones = append(v.Clones, other.Name)
 		}
 	}
 	slices.Sort(v.Clones)
 	return v
+}
+
+// describeSnapshots lists a volume's snapshots, by name.
+func (h *Host) describeSnapshots(id scstore.VolumeID, all []meta.Record) (list []api.Snapshot) {
+	for _, s := range h.snapshots(id) {
+		out := api.Snapshot{Name: s.Name, Position: s.Position, SizeBytes: s.SizeBytes, CreatedAt: atMs(s.CreatedAtMs)}
+		for _, other := range all {
+			if other.Base == id && other.BasePosition == s.Position {
+				out.Clones = append(out.Clones, other.Name)
+			}
+		}
+		list = append(list, out)
+	}
+	return list
+}
+
+// baseName names what a clone is based on: an image, or a volume's snapshot.
+func (h *Host) baseName(base meta.Record, at scstore.Position) string {
+	if base.Kind == meta.KindVolume {
+		for _, s := range h.snapshots(base.ID) {
+			if s.Position == at {
+				return base.Name + "@" + s.Name
+			}
+		}
+	}
+	return base.Name
+}
+
+// atMs returns a time of the records, nil if there is none.
+func atMs(ms int64) *time.Time {
+	if ms <= 0 {
+		return nil
+	}
+	at := time.UnixMilli(ms).UTC()
+	return &at
 }
 
 // records returns all live records, sorted by name.
@@ -106,9 +142,9 @@ func (h *Host) records() (all []meta.Record) {
 // List returns the volumes or the images.
 func (h *Host) List(_ context.Context, kind api.Kind) ([]api.Volume, error) {
 	all := h.records()
-	names, clones := map[scstore.VolumeID]string{}, map[scstore.VolumeID][]string{}
+	byID, clones := map[scstore.VolumeID]meta.Record{}, map[scstore.VolumeID][]string{}
 	for _, r := range all {
-		names[r.ID] = r.Name
+		byID[r.ID] = r
 		if !r.Base.IsZero() {
 			clones[r.Base] = append(clones[r.Base], r.Name)
 		}
@@ -119,8 +155,11 @@ func (h *Host) List(_ context.Context, kind api.Kind) ([]api.Volume, error) {
 		if kindOf(r.Kind) != kind {
 			continue
 		}
-		v := h.describe(r, nil)
-		v.Base, v.Clones = names[r.Base], clones[r.ID]
+		v := h.describe(place{Record: r}, nil)
+		v.Base, v.Clones = "", clones[r.ID]
+		if base, ok := byID[r.Base]; ok {
+			v.Base = h.baseName(base, r.BasePosition)
+		}
 		v.DataBytes = h.dataBytes(r.ID, budget)
 		list = append(list, v)
 	}
@@ -129,13 +168,15 @@ func (h *Host) List(_ context.Context, kind api.Kind) ([]api.Volume, error) {
 
 // Get describes one.
 func (h *Host) Get(_ context.Context, kind api.Kind, name string) (api.Volume, error) {
-	r, err := h.lookup(kind, name)
+	r, err := h.find(kind, name)
 	if err != nil {
 		return api.Volume{}, err
 	}
 	v := h.describe(r, h.records())
-	v.DataBytes = h.dataBytes(r.ID, time.Now().Add(walkBudget))
-	v.DamagedAt = h.damagedAt(r.ID)
+	if r.snap == nil {
+		v.DataBytes = h.dataBytes(r.ID, time.Now().Add(walkBudget))
+		v.DamagedAt = h.damagedAt(r.ID)
+	}
 	return v, nil
 }
 
@@ -147,31 +188,36 @@ func (h *Host) CreateVolume(ctx context.Context, req api.CreateVolume) (api.Volu
 	h.catalog.Lock()
 	defer h.catalog.Unlock()
 	op := meta.CreateVolume{ID: newID(), Name: req.Name, SizeBytes: req.SizeBytes, CreatedAtMs: time.Now().UnixMilli()}
+	var mark scstore.Tag
 	if req.From != "" {
-		base, err := h.lookup(api.KindImage, req.From)
+		base, err := h.find(api.KindImage, req.From)
 		if err != nil {
 			return api.Volume{}, fmt.Errorf("create volume %q: %w", req.Name, err)
 		}
+		size := base.SizeBytes
 		op.Base, op.BasePosition = base.ID, base.Head
-		if op.SizeBytes == 0 {
-			op.SizeBytes = base.SizeBytes
+		if base.snap != nil {
+			size, op.BasePosition, mark = base.snap.SizeBytes, base.snap.Position, snapshotTag(base.snap.Position)
 		}
-		if op.SizeBytes < base.SizeBytes {
+		if op.SizeBytes == 0 {
+			op.SizeBytes = size
+		}
+		if op.SizeBytes < size {
 			return api.Volume{}, scstore.Hint(
-				fmt.Errorf("create volume %q: %d bytes is less than the %d of image %q: %w", req.Name, op.SizeBytes, base.SizeBytes, req.From, scstore.ErrInvalid),
-				"leave the size out to take the image's")
+				fmt.Errorf("create volume %q: %d bytes is less than the %d of %s %q: %w", req.Name, op.SizeBytes, size, base.kind(), req.From, scstore.ErrInvalid),
+				"leave the size out to take its size")
 		}
 	}
 	if err := checkVolumeSize(op.SizeBytes); err != nil {
 		return api.Volume{}, fmt.Errorf("create volume %q: %w", req.Name, err)
 	}
-	if _, err := h.blocks.Create(block.CreateOptions{ID: op.ID, SizeBytes: op.SizeBytes, Base: op.Base}); err != nil {
+	if _, err := h.blocks.Create(block.CreateOptions{ID: op.ID, SizeBytes: op.SizeBytes, Base: op.Base, BaseMark: mark}); err != nil {
 		return api.Volume{}, fmt.Errorf("create volume %q: %w", req.Name, err)
 	}
 	if err := h.propose(ctx, op.ID, op); err != nil {
 		return api.Volume{}, fmt.Errorf("create volume %q: %w", req.Name, err)
 	}
-	h.log.Info("volume created", "volume", req.Name, "bytes", op.SizeBytes, "image", req.From)
+	h.log.Info("volume created", "volume", req.Name, "bytes", op.SizeBytes, "base", req.From)
 	return h.Get(ctx, api.KindVolume, req.Name)
 }
 
@@ -203,16 +249,27 @@ func checkVolumeSize(n int64) error {
 
 // Remove removes a volume or an image with its data.
 func (h *Host) Remove(ctx context.Context, kind api.Kind, name string, o api.RemoveOptions) (api.Removal, error) {
-	v, err := h.Get(ctx, kind, name)
+	p, err := h.find(kind, name)
 	if err != nil {
 		return api.Removal{}, err
 	}
-	if len(v.Clones) > 0 {
-		return api.Removal{}, inUse(v)
+	if p.snap != nil {
+		out, err := h.removeSnapshot(ctx, p, o)
+		if err != nil {
+			return out, fmt.Errorf("remove snapshot %q: %w", name, err)
+		}
+		return out, nil
 	}
-	if v.Connections > 0 && !o.Force {
-		return api.Removal{}, scstore.Hint(fmt.Errorf("remove %s %q: it has %d NBD connections: %w", kind, name, v.Connections, scstore.ErrBusy),
-			"disconnect its users, or close the connections with --force")
+	v, err := h.Get(ctx, kind, name)
+	switch {
+	case err != nil:
+		return api.Removal{}, err
+	case len(v.Clones) > 0:
+		return api.Removal{}, fmt.Errorf("remove %s %q: %w", kind, name, inUse(v))
+	case len(v.Snapshots) > 0:
+		return api.Removal{}, fmt.Errorf("remove %s %q: %w", kind, name, hasSnapshots(v))
+	case v.Connections > 0 && !o.Force:
+		return api.Removal{}, fmt.Errorf("remove %s %q: %w", kind, name, connected(v))
 	}
 	out := api.Removal{Volume: v, DryRun: o.DryRun, ClosedConns: v.Connections}
 	if o.DryRun {
@@ -227,22 +284,39 @@ func (h *Host) Remove(ctx context.Context, kind api.Kind, name string, o api.Rem
 	return out, nil
 }
 
-// inUse says which clones keep an image.
+// inUse says which clones keep an image, a volume or a snapshot.
 func inUse(v api.Volume) error {
-	names := v.Clones
-	more := ""
-	if len(names) > maxNamed {
-		more = fmt.Sprintf(" and %d more", len(names)-maxNamed)
-		names = names[:maxNamed]
+	return scstore.Hint(fmt.Errorf("%d volumes are based on it: %w", len(v.Clones), scstore.ErrBusy), "remove them first: %s", some(v.Clones))
+}
+
+// hasSnapshots says which snapshots keep a volume.
+func hasSnapshots(v api.Volume) error {
+	var names []string
+	for _, s := range v.Snapshots {
+		names = append(names, v.Name+"@"+s.Name)
 	}
-	return scstore.Hint(fmt.Errorf("remove image %q: %d volumes are based on it: %w", v.Name, len(v.Clones), scstore.ErrBusy),
-		"remove them first: %s%s", strings.Join(names, ", "), more)
+	return scstore.Hint(fmt.Errorf("it has %d snapshots: %w", len(names), scstore.ErrBusy), "remove them first: %s", some(names))
+}
+
+// connected says that a disk is in use.
+func connected(v api.Volume) error {
+	return scstore.Hint(fmt.Errorf("it has %d NBD connections: %w", v.Connections, scstore.ErrBusy),
+		"disconnect its users, or close the connections with --force")
+}
+
+// some lists the first few names.
+func some(names []string) string {
+	if len(names) > maxNamed {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxNamed], ", "), len(names)-maxNamed)
+	}
+	return strings.Join(names, ", ")
 }
 
 // retire ends the use of a volume, takes its name and deletes its data. It returns
 // how many connections it closed.
 func (h *Host) retire(ctx context.Context, v api.Volume, force bool) (closed int, err error) {
-	s := h.slot(v.ID)
+	key := slotKey{id: v.ID}
+	s := h.slot(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.removed {
@@ -259,12 +333,9 @@ func (h *Host) retire(ctx context.Context, v api.Volume, force bool) (closed int
 	}
 	// From here on it is gone; a crash leaves the rest to the next start.
 	s.removed = true
-	h.dropSlot(v.ID)
-	s.revoke()
-	if s.v != nil {
-		if err := s.v.Close(); err != nil {
-			h.log.Warn("removed volume did not close", "volume", v.Name, "err", err)
-		}
+	h.dropSlot(key)
+	if err := s.close(); err != nil {
+		h.log.Warn("removed volume did not close", "volume", v.Name, "err", err)
 	}
 	if err := h.blocks.Delete(v.ID); err != nil {
 		return 0, err

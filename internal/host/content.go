@@ -123,7 +123,7 @@ func (i *importing) Abort() error {
 // OpenSource opens a view of one moment: what is written to a volume from now on
 // is not in it.
 func (h *Host) OpenSource(ctx context.Context, kind api.Kind, name string) (api.Source, error) {
-	r, err := h.lookup(kind, name)
+	r, err := h.find(kind, name)
 	if err != nil {
 		return nil, fmt.Errorf("export: %w", err)
 	}
@@ -131,7 +131,7 @@ func (h *Host) OpenSource(ctx context.Context, kind api.Kind, name string) (api.
 	if err != nil {
 		return nil, fmt.Errorf("export %q: %w", name, err)
 	}
-	src, err := h.openView(r.ID)
+	src, err := h.openView(r)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("export %q: %w", name, err), u.release())
 	}
@@ -140,16 +140,20 @@ func (h *Host) OpenSource(ctx context.Context, kind api.Kind, name string) (api.
 }
 
 // openView opens a volume on a view of its table.
-func (h *Host) openView(id scstore.VolumeID) (*source, error) {
-	t, err := h.blocks.Table(id)
+func (h *Host) openView(r place) (*source, error) {
+	t, err := h.blocks.Table(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	pin, err := t.Pin()
+	open := t.Pin
+	if r.snap != nil {
+		open = func() (*block.Pin, error) { return t.At(snapshotTag(r.snap.Position)) }
+	}
+	pin, err := open()
 	if err != nil {
 		return nil, err
 	}
-	v, err := volume.Open(volume.Options{ID: id, View: pin, Base: baseChain(t)})
+	v, err := volume.Open(volume.Options{ID: r.ID, View: pin, Base: baseChain(t)})
 	if err != nil {
 		pin.Release()
 		return nil, err

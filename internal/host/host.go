@@ -45,7 +45,7 @@ type Host struct {
 	catalog sync.Mutex
 
 	mu    sync.Mutex // guards slots
-	slots map[scstore.VolumeID]*slot
+	slots map[slotKey]*slot
 
 	closeOnce sync.Once
 	closeErr  error
@@ -80,7 +80,7 @@ func Open(ctx context.Context, o Options) (*Host, error) {
 
 // newHost returns a host that has nothing open.
 func newHost(o Options) *Host {
-	h := &Host{o: o, log: o.Logger, started: time.Now(), registry: prometheus.NewRegistry(), slots: map[scstore.VolumeID]*slot{}}
+	h := &Host{o: o, log: o.Logger, started: time.Now(), registry: prometheus.NewRegistry(), slots: map[slotKey]*slot{}}
 	h.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return h
 }
@@ -224,7 +224,7 @@ func (h *Host) reconcile(ctx context.Context) error {
 			return fmt.Errorf("forget removed volume %s: %w", r.ID, err)
 		}
 	}
-	return nil
+	return h.sweepMarks()
 }
 
 // deleteTables deletes the tables that have no name, clones before their bases.

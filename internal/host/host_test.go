@@ -153,6 +153,47 @@ func TestOpen_UnnamedTablesAndTombstonesAreSwept(t *testing.T) {
 	}
 }
 
+// TestOpen_MarksOfSnapshotsAndTheirNamesAgree has a crash come between the mark of a
+// snapshot and its name, and a name whose mark is gone.
+func TestOpen_MarksOfSnapshotsAndTheirNamesAgree(t *testing.T) {
+	dir := t.TempDir()
+	h := open(t, dir)
+	if _, err := h.CreateVolume(t.Context(), api.CreateVolume{Name: "v", SizeBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	snap, err := h.CreateSnapshot(t.Context(), "v@kept", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := h.blocks.Table(snap.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unnamed := snapshotTag(scstore.Position{Fence: 9, Epoch: 9})
+	if err := table.Mark(unnamed); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h = open(t, dir)
+	if table, err = h.blocks.Table(snap.ID); err != nil {
+		t.Fatal(err)
+	}
+	if table.Marked(unnamed) || !table.Marked(snapshotTag(snap.Position)) {
+		t.Errorf("marks after the restart: %v", table.Marks())
+	}
+	if err := table.Unmark(snapshotTag(snap.Position)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Options{Dir: dir, Version: "test"}); !errors.Is(err, scstore.ErrCorrupt) {
+		t.Errorf("open without a snapshot's data: %v, want ErrCorrupt", err)
+	}
+}
+
 func TestSource_IsTheVolumeAtOneMoment(t *testing.T) {
 	h := open(t, t.TempDir())
 	if _, err := h.CreateVolume(t.Context(), api.CreateVolume{Name: "v", SizeBytes: 1 << 20}); err != nil {

@@ -17,6 +17,7 @@ type slot struct {
 	// mu is held while the volume is opened, drained and removed.
 	mu      sync.Mutex
 	v       *volume.Volume // nil until it is first used
+	view    volume.View    // that v shows, if it is a snapshot
 	removed bool
 
 	// Guarded by Host.mu.
@@ -38,7 +39,7 @@ type use struct {
 }
 
 // slot returns the slot of an id.
-func (h *Host) slot(id scstore.VolumeID) *slot {
+func (h *Host) slot(id slotKey) *slot {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.slots[id]
@@ -51,19 +52,19 @@ func (h *Host) slot(id scstore.VolumeID) *slot {
 }
 
 // dropSlot forgets a removed volume's slot.
-func (h *Host) dropSlot(id scstore.VolumeID) {
+func (h *Host) dropSlot(id slotKey) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.slots, id)
 }
 
 // use opens a volume, unless it is open, and counts the use. It ends with release.
-func (h *Host) use(ctx context.Context, r meta.Record, conn bool) (*use, error) {
-	s := h.slot(r.ID)
+func (h *Host) use(ctx context.Context, r place, conn bool) (*use, error) {
+	s := h.slot(r.key())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.removed {
-		return nil, fmt.Errorf("%q: %w", r.Name, scstore.ErrNotFound)
+		return nil, fmt.Errorf("%q: %w", r.name(), scstore.ErrNotFound)
 	}
 	if s.v == nil {
 		if err := h.openVolume(ctx, s, r); err != nil {
@@ -128,12 +129,15 @@ func (h *Host) drain(ctx context.Context, s *slot, force bool) (closed int, err 
 	}
 }
 
-// openVolume opens a slot's volume: a volume under a new fence, an image for
-// reading. Precondition: s.mu is held.
-func (h *Host) openVolume(ctx context.Context, s *slot, r meta.Record) error {
+// openVolume opens a slot's volume: a volume under a new fence, an image or a
+// snapshot for reading. Precondition: s.mu is held.
+func (h *Host) openVolume(ctx context.Context, s *slot, r place) error {
 	t, err := h.blocks.Table(r.ID)
 	if err != nil {
 		return scstore.Hint(fmt.Errorf("the data of %q: %w", r.Name, err), "see scstore doctor")
+	}
+	if r.snap != nil {
+		return s.openSnapshot(t, r)
 	}
 	o := volume.Options{ID: r.ID, Base: baseChain(t), Head: r.Head}
 	if r.Kind == meta.KindImage {
@@ -158,18 +162,18 @@ func (h *Host) openVolume(ctx context.Context, s *slot, r meta.Record) error {
 func (h *Host) closeVolumes(ctx context.Context) error {
 	h.mu.Lock()
 	slots := h.slots
-	h.slots = map[scstore.VolumeID]*slot{}
+	h.slots = map[slotKey]*slot{}
 	h.mu.Unlock()
 	var errs []error
-	for id, s := range slots {
+	for key, s := range slots {
 		s.mu.Lock()
+		var err error
 		if s.v != nil {
-			if err := errors.Join(s.v.Flush(ctx), s.v.Close()); err != nil {
-				errs = append(errs, fmt.Errorf("close volume %s: %w", id, err))
-			}
-			s.v = nil
+			err = s.v.Flush(ctx)
 		}
-		s.revoke()
+		if err = errors.Join(err, s.close()); err != nil {
+			errs = append(errs, fmt.Errorf("close volume %s: %w", key.id, err))
+		}
 		s.mu.Unlock()
 	}
 	return errors.Join(errs...)
