@@ -195,7 +195,7 @@ func (s *Server) remove(w http.ResponseWriter, r *http.Request, kind Kind) {
 }
 
 func (s *Server) doctor(w http.ResponseWriter, r *http.Request) {
-	stream(w, func(l *Line, progress func(done, total int64)) error {
+	lines(w, func(l *Line, progress func(done, total int64)) error {
 		report, err := s.service.Doctor(r.Context(), progress)
 		l.Report = &report
 		return err
@@ -204,16 +204,16 @@ func (s *Server) doctor(w http.ResponseWriter, r *http.Request) {
 
 // createSnapshot is POST /v1/volumes/VOLUME@SNAPSHOT/snapshot.
 func (s *Server) createSnapshot(w http.ResponseWriter, r *http.Request) {
-	stream(w, func(l *Line, progress func(done, total int64)) error {
+	lines(w, func(l *Line, progress func(done, total int64)) error {
 		v, err := s.service.CreateSnapshot(r.Context(), r.PathValue("name"), progress)
 		l.Volume = &v
 		return err
 	})
 }
 
-// stream does work that takes long and sends its progress as lines, so that a client
+// lines does work that takes long and sends its progress as lines, so that a client
 // sees that it goes on; work puts its result into the last one.
-func stream(w http.ResponseWriter, work func(l *Line, progress func(done, total int64)) error) {
+func lines(w http.ResponseWriter, work func(l *Line, progress func(done, total int64)) error) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := json.NewEncoder(w)
 	flush := http.NewResponseController(w)
