@@ -193,7 +193,7 @@ func (s *State) create(v *volume, name string) {
 // checkNew says whether a record could be made under this id and name.
 func (s *State) checkNew(id scstore.VolumeID, name string) Code {
 	switch {
-	case s.records[id] != nil:
+	case s.records[id] != nil || s.baseElsewhere(id):
 		return CodeIDTaken
 	case len(s.records) >= MaxRecords || s.full():
 		return CodeLimit
@@ -203,6 +203,20 @@ func (s *State) checkNew(id scstore.VolumeID, name string) Code {
 		return CodeWrongGroup
 	}
 	return s.checkName(name)
+}
+
+// baseElsewhere reports whether a record of this state is based on the id of a
+// record in another group, which can't be made here too.
+func (s *State) baseElsewhere(id scstore.VolumeID) bool {
+	if s.group == GroupAll { // all bases are here
+		return false
+	}
+	for _, v := range s.records {
+		if v.Base == id && s.records[id] == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // checkBase says whether a volume of this size can have this base (I3).

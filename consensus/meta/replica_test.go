@@ -321,6 +321,18 @@ func TestClone_KeepsItsSnapshot(t *testing.T) {
 	apply(t, s, meta.Remove{ID: volumeID(1)}, meta.CodeOK)
 }
 
+func TestClone_OfABaseInAnotherGroup(t *testing.T) {
+	s := meta.NewGroup(3)
+	c := volume(2, "")
+	c.Base, c.BasePosition = volumeID(1), pos(1, 1)
+	apply(t, s, c, meta.CodeOK)
+	apply(t, s, image(1, ""), meta.CodeIDTaken) // the base is elsewhere: two records of one id
+	s = reopen(t, s)
+	apply(t, s, meta.Remove{ID: c.ID}, meta.CodeOK)
+	apply(t, s, meta.Forget{ID: c.ID}, meta.CodeOK)
+	apply(t, s, image(1, ""), meta.CodeOK)
+}
+
 func TestRollback_IsAnEpochWithTheSnapshotsContent(t *testing.T) {
 	s := volumeGroup(t)
 	apply(t, s, meta.Snapshot{ID: volumeID(1), Name: "s", Position: pos(1, 1)}, meta.CodeOK)

@@ -125,15 +125,14 @@ type volume struct {
 	encoded int // length on the wire, counted in State.bytes
 }
 
-func comparePoint(p Point, at scstore.Position) int       { return p.Position.Compare(at) }
-func compareReplica(r replica, d DiskID) int              { return cmp.Compare(r.Disk, d) }
-func compareSnap(s Snap, name string) int                 { return strings.Compare(s.Name, name) }
-func compareRef(r Ref, clone scstore.VolumeID) int        { return bytes.Compare(r.Clone[:], clone[:]) }
-func comparePin(p Pin, id PinID) int                      { return bytes.Compare(p.ID[:], id[:]) }
-func compareFork(f Fork, fence scstore.Fence) int         { return cmp.Compare(f.Fence, fence) }
-func compareGrant(g Grant, fence scstore.Fence) int       { return cmp.Compare(g.Fence, fence) }
-func compareSite(s, t SiteID) int                         { return cmp.Compare(s, t) }
-func compareMoved(m MovedVolume, id scstore.VolumeID) int { return bytes.Compare(m.ID[:], id[:]) }
+func comparePoint(p Point, at scstore.Position) int { return p.Position.Compare(at) }
+func compareReplica(r replica, d DiskID) int        { return cmp.Compare(r.Disk, d) }
+func compareSnap(s Snap, name string) int           { return strings.Compare(s.Name, name) }
+func compareRef(r Ref, clone scstore.VolumeID) int  { return bytes.Compare(r.Clone[:], clone[:]) }
+func comparePin(p Pin, id PinID) int                { return bytes.Compare(p.ID[:], id[:]) }
+func compareFork(f Fork, fence scstore.Fence) int   { return cmp.Compare(f.Fence, fence) }
+func compareGrant(g Grant, fence scstore.Fence) int { return cmp.Compare(g.Fence, fence) }
+func compareSite(s, t SiteID) int                   { return cmp.Compare(s, t) }
 
 // phase says where the volume's right to write stands.
 func (v *volume) phase() Phase {

@@ -362,7 +362,7 @@ func (w *twin) ack(d meta.DiskID, seq uint64, item meta.AckItem) meta.Code {
 	switch {
 	case !known:
 		return meta.CodeUnknownPosition
-	case p.left && !(item.Complete && v.kept(item.Position)):
+	case p.left && (!item.Complete || !v.kept(item.Position)):
 		return meta.CodeLeftOut
 	case !item.Complete:
 		if item.Position.Compare(v.newest(d)) > 0 {

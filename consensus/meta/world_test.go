@@ -30,12 +30,10 @@ type world struct {
 	drawn   int // ids and digests that were given
 	revokes int
 	reports map[meta.DiskID]uint64
-	began   []meta.HandOff // moves with a hand-off, the latest last
 
 	holders map[string]meta.DiskID // of each fence of each volume
 	decided map[meta.HandOffID]meta.Outcome
 	counts  map[meta.Code]int
-	rewound int
 }
 
 var (
