@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -250,12 +251,16 @@ func drawOp(t *rapid.T, m *model) meta.Op {
 	return commit
 }
 
-// moreChecks sets how many histories rapid draws, unless a person asked for a number.
-func moreChecks(t *testing.T) {
-	if flag.Lookup("rapid.checks").Value.String() != "100" { // rapid's default
+// checksAsked is rapid's number of histories before a test changes it.
+var checksAsked = sync.OnceValue(func() string { return flag.Lookup("rapid.checks").Value.String() })
+
+// drawHistories sets how many histories rapid draws, unless a person asked for a
+// number.
+func drawHistories(t *testing.T, n int) {
+	if checksAsked() != "100" { // rapid's default
 		return
 	}
-	if err := flag.Set("rapid.checks", strconv.Itoa(modelChecks)); err != nil {
+	if err := flag.Set("rapid.checks", strconv.Itoa(n)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -264,7 +269,7 @@ func moreChecks(t *testing.T) {
 // at random points the state goes through its encoding, and a second state that
 // applies the encoded commands must have the same bytes throughout.
 func TestModel_RandomHistories(t *testing.T) {
-	moreChecks(t)
+	drawHistories(t, modelChecks)
 	rapid.Check(t, func(t *rapid.T) {
 		s, follower := meta.New(), meta.New()
 		m := &model{outcomes: map[meta.CommandID]meta.Result{}, commits: map[scstore.VolumeID][]meta.CommitEpoch{}}

@@ -259,6 +259,7 @@ func (o Remove) apply(s *State) Result {
 		s.unlink(name)
 	}
 	v.Life = Tombstone
+	v.revoked = false // nobody will be promoted: where it ends is known now
 	v.snapshots, v.pins, v.tethers, v.inSync = nil, nil, nil, nil
 	s.changed(v)
 	return Result{Code: CodeOK, ID: id}
@@ -330,6 +331,7 @@ func (o OpenFence) apply(s *State) Result {
 		return v.refuse(CodeLimit)
 	}
 	v.grant(o.Holder, v.Head)
+	v.replicaOf(o.Holder) // its place: commits must not fail for want of one
 	s.changed(v)
 	return Result{Code: CodeOK, ID: o.ID, Fence: v.Fence, Position: v.Head}
 }

@@ -362,7 +362,7 @@ func (w *world) compare(id scstore.VolumeID, v *twinVolume, tenure meta.Tenure) 
 // order against the twin.
 func TestWorld_RandomHistories(t *testing.T) {
 	counts := map[meta.Code]int{}
-	moreChecks(t)
+	drawHistories(t, modelChecks/2)
 	rapid.Check(t, func(t *rapid.T) {
 		numbers := rapid.IntRange(0, 1<<30)
 		w := newWorld(func(n int) int { return numbers.Draw(t, "n") % n }, meta.BugNone)
