@@ -3,8 +3,6 @@ package meta
 import (
 	"bytes"
 	"cmp"
-
-	"scstore"
 )
 
 func compareHashes(a, b TokenHash) int { return bytes.Compare(a[:], b[:]) }
@@ -192,7 +190,7 @@ func (s *State) checkNames() error {
 		case (e.Group == GroupAll) != (s.group == GroupAll) || e.Group == GroupNamespace || e.Group > maxCounter:
 			return corruptf("name %q in group %d", name, e.Group)
 		case s.group == GroupAll && (v == nil || v.Life != Live):
-			return corruptf("name %q names %v", name, scstore.VolumeID(e.ID))
+			return corruptf("name %q names %v", name, e.ID)
 		case s.folders[name] > 0:
 			return corruptf("name %q is a folder too", name)
 		}

@@ -37,6 +37,7 @@ func (g GroupID) takes(s scope) bool {
 		return g <= GroupNamespace
 	case scopeVolumes:
 		return g != GroupNamespace
+	case scopeAny:
 	}
 	return true
 }

@@ -2,5 +2,5 @@
 
 package meta_test
 
-// modelChecks is how many random histories the model test runs.
+// modelChecks is how many random histories each model test runs.
 const modelChecks = 1_000

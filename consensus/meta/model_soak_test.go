@@ -2,5 +2,5 @@
 
 package meta_test
 
-// modelChecks is how many random histories the model test runs.
-const modelChecks = 300_000
+// modelChecks is how many random histories each model test runs.
+const modelChecks = 100_000

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -250,15 +251,25 @@ func drawOp(t *rapid.T, m *model) meta.Op {
 	return commit
 }
 
+// checksAsked is rapid's number of histories before a test changes it.
+var checksAsked = sync.OnceValue(func() string { return flag.Lookup("rapid.checks").Value.String() })
+
+// drawHistories sets how many histories rapid draws, unless a person asked for a
+// number.
+func drawHistories(t *testing.T, n int) {
+	if checksAsked() != "100" { // rapid's default
+		return
+	}
+	if err := flag.Set("rapid.checks", strconv.Itoa(n)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestModel_RandomHistories runs histories with retries against the dumb model;
 // at random points the state goes through its encoding, and a second state that
 // applies the encoded commands must have the same bytes throughout.
 func TestModel_RandomHistories(t *testing.T) {
-	if flag.Lookup("rapid.checks").Value.String() == "100" { // rapid's default; a person may ask for another
-		if err := flag.Set("rapid.checks", strconv.Itoa(modelChecks)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	drawHistories(t, modelChecks)
 	rapid.Check(t, func(t *rapid.T) {
 		s, follower := meta.New(), meta.New()
 		m := &model{outcomes: map[meta.CommandID]meta.Result{}, commits: map[scstore.VolumeID][]meta.CommitEpoch{}}

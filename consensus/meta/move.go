@@ -46,6 +46,7 @@ func (o Outcome) code() Code {
 		return CodeHandedOff
 	case OutcomeCancelled:
 		return CodeCancelled
+	case OutcomeDropped:
 	}
 	return CodeDropped
 }

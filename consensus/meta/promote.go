@@ -266,6 +266,8 @@ func (o RegisterBranch) apply(s *State) Result {
 	}
 	fork := v.fork(o.Fence, o.Disk)
 	switch {
+	case s.baseElsewhere(o.Branch):
+		return Result{Code: CodeIDTaken}
 	case fork == nil || v.revoked && o.Fence == v.Fence-1:
 		return v.refuse(CodeNoFork) // none, or not known before Promote
 	case fork.Position != o.Fork:

@@ -211,6 +211,15 @@ func TestBranch_OfARemovedVolumeIsInTheTrash(t *testing.T) {
 	apply(t, s, meta.Forget{ID: volumeID(1)}, meta.CodeOK)
 }
 
+func TestBranch_OfAVolumeThatWasRemovedBeforePromote(t *testing.T) {
+	s := lagging(t)
+	apply(t, s, meta.Revoke{ID: volumeID(1), Fence: 1}, meta.CodeOK)
+	apply(t, s, meta.Remove{ID: volumeID(1)}, meta.CodeOK)
+	apply(t, s, meta.Promote{ID: volumeID(1), Fence: 2, Position: pos(1, 2), Holder: diskB}, meta.CodeNoVolume)
+	apply(t, s, branch(8, pos(1, 4), pos(1, 6)), meta.CodeOK) // it ended at its head
+	reopen(t, s)
+}
+
 func TestPromote_ReportIsRefusedBeforeTheForkIsKnown(t *testing.T) {
 	s := lagging(t)
 	apply(t, s, meta.Revoke{ID: volumeID(1), Fence: 1}, meta.CodeOK)

@@ -193,7 +193,7 @@ func (s *State) create(v *volume, name string) {
 // checkNew says whether a record could be made under this id and name.
 func (s *State) checkNew(id scstore.VolumeID, name string) Code {
 	switch {
-	case s.records[id] != nil:
+	case s.records[id] != nil || s.baseElsewhere(id):
 		return CodeIDTaken
 	case len(s.records) >= MaxRecords || s.full():
 		return CodeLimit
@@ -203,6 +203,20 @@ func (s *State) checkNew(id scstore.VolumeID, name string) Code {
 		return CodeWrongGroup
 	}
 	return s.checkName(name)
+}
+
+// baseElsewhere reports whether a record of this state is based on the id of a
+// record in another group, which can't be made here too.
+func (s *State) baseElsewhere(id scstore.VolumeID) bool {
+	if s.group == GroupAll { // all bases are here
+		return false
+	}
+	for _, v := range s.records {
+		if v.Base == id && s.records[id] == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // checkBase says whether a volume of this size can have this base (I3).
@@ -245,6 +259,7 @@ func (o Remove) apply(s *State) Result {
 		s.unlink(name)
 	}
 	v.Life = Tombstone
+	v.revoked = false // nobody will be promoted: where it ends is known now
 	v.snapshots, v.pins, v.tethers, v.inSync = nil, nil, nil, nil
 	s.changed(v)
 	return Result{Code: CodeOK, ID: id}
@@ -316,6 +331,7 @@ func (o OpenFence) apply(s *State) Result {
 		return v.refuse(CodeLimit)
 	}
 	v.grant(o.Holder, v.Head)
+	v.replicaOf(o.Holder) // its place: commits must not fail for want of one
 	s.changed(v)
 	return Result{Code: CodeOK, ID: o.ID, Fence: v.Fence, Position: v.Head}
 }

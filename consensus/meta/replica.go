@@ -261,9 +261,9 @@ func (s *State) acknowledge(d DiskID, item AckItem) Result {
 	switch {
 	case p == nil:
 		return v.refuse(CodeUnknownPosition)
-	case p.Line != 0 && !(item.Complete && v.isRoot(item.Position)):
+	case p.Line != 0 && (!item.Complete || !v.isRoot(item.Position)):
 		return v.refuse(CodeLeftOut)
-	case known == nil && (!v.hasRoom(d) || s.full()):
+	case known == nil && (!v.hasRoom(d) || s.full()), s.full() && item.Position.Compare(v.Head) < 0:
 		return v.refuse(CodeLimit)
 	}
 	r := v.replicaOf(d)

@@ -109,6 +109,32 @@ func TestRelease_OfAnOldVersionThatASnapshotKeeps(t *testing.T) {
 	}
 }
 
+func TestReplicas_TheWriterHasAPlaceAmongThem(t *testing.T) {
+	s := meta.NewGroup(2)
+	apply(t, s, volume(2, ""), meta.CodeOK)
+	apply(t, s, meta.OpenFence{ID: volumeID(2), Holder: diskB}, meta.CodeOK)
+	apply(t, s, commit(2, 1, pos(0, 0), 1), meta.CodeOK)
+	img := image(3, "")
+	apply(t, s, img, meta.CodeOK)
+	disk := func(n int) meta.DiskID { return meta.DiskID(fmt.Sprintf("disk-%03d", n)) }
+	for n := range meta.MaxReplicas + 1 {
+		apply(t, s, meta.AdmitDisk{Disk: disk(n), Site: siteA}, meta.CodeOK)
+		for i, at := range []scstore.Position{2: pos(1, 1), 3: img.Position} {
+			if at == zero {
+				continue
+			}
+			want := meta.CodeOK
+			if i == 3 && n >= meta.MaxReplicas || i == 2 && n >= meta.MaxReplicas-1 {
+				want = meta.CodeLimit
+			}
+			o := meta.Complete{Disk: disk(n), Seq: uint64(i), ID: volumeID(byte(i)), Position: at}
+			apply(t, s, o, want)
+		}
+	}
+	apply(t, s, commit(2, 1, pos(1, 1), 2), meta.CodeOK)
+	reopen(t, s)
+}
+
 func TestHistory_KeepsTheLatestAndWhatIsReferredTo(t *testing.T) {
 	s := volumeGroup(t)
 	acked(t, s, diskB, 1, pos(1, 1), true, meta.CodeOK)
@@ -319,6 +345,18 @@ func TestClone_KeepsItsSnapshot(t *testing.T) {
 	apply(t, s, meta.Forget{ID: c.ID}, meta.CodeOK)
 	apply(t, s, meta.DeleteSnapshot{ID: volumeID(1), Name: "s"}, meta.CodeOK)
 	apply(t, s, meta.Remove{ID: volumeID(1)}, meta.CodeOK)
+}
+
+func TestClone_OfABaseInAnotherGroup(t *testing.T) {
+	s := meta.NewGroup(3)
+	c := volume(2, "")
+	c.Base, c.BasePosition = volumeID(1), pos(1, 1)
+	apply(t, s, c, meta.CodeOK)
+	apply(t, s, image(1, ""), meta.CodeIDTaken) // the base is elsewhere: two records of one id
+	s = reopen(t, s)
+	apply(t, s, meta.Remove{ID: c.ID}, meta.CodeOK)
+	apply(t, s, meta.Forget{ID: c.ID}, meta.CodeOK)
+	apply(t, s, image(1, ""), meta.CodeOK)
 }
 
 func TestRollback_IsAnEpochWithTheSnapshotsContent(t *testing.T) {

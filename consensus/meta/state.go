@@ -11,14 +11,14 @@ import (
 	"scstore/internal/invariant"
 )
 
-// Limits of one state. With all of them reached, a state snapshot stays below
-// 768 MiB; ordinary names and histories make it some 25 MiB for 100,000 volumes.
+// Limits of one state. 100,000 volumes with ordinary names and histories of two
+// replicas make a state snapshot of some 200 MiB.
 const (
 	MaxRecords = 1 << 17 // volumes, images, branches and tombstones
 	MaxNames   = 1 << 17 // of the namespace
 
 	// MaxRecordsBytes is the encoded length of all records from which on none may
-	// grow but by commits, which add a bounded history.
+	// grow but by commits and reports of the head, which add a bounded history.
 	MaxRecordsBytes = 256 << 20
 )
 

@@ -125,15 +125,14 @@ type volume struct {
 	encoded int // length on the wire, counted in State.bytes
 }
 
-func comparePoint(p Point, at scstore.Position) int       { return p.Position.Compare(at) }
-func compareReplica(r replica, d DiskID) int              { return cmp.Compare(r.Disk, d) }
-func compareSnap(s Snap, name string) int                 { return strings.Compare(s.Name, name) }
-func compareRef(r Ref, clone scstore.VolumeID) int        { return bytes.Compare(r.Clone[:], clone[:]) }
-func comparePin(p Pin, id PinID) int                      { return bytes.Compare(p.ID[:], id[:]) }
-func compareFork(f Fork, fence scstore.Fence) int         { return cmp.Compare(f.Fence, fence) }
-func compareGrant(g Grant, fence scstore.Fence) int       { return cmp.Compare(g.Fence, fence) }
-func compareSite(s, t SiteID) int                         { return cmp.Compare(s, t) }
-func compareMoved(m MovedVolume, id scstore.VolumeID) int { return bytes.Compare(m.ID[:], id[:]) }
+func comparePoint(p Point, at scstore.Position) int { return p.Position.Compare(at) }
+func compareReplica(r replica, d DiskID) int        { return cmp.Compare(r.Disk, d) }
+func compareSnap(s Snap, name string) int           { return strings.Compare(s.Name, name) }
+func compareRef(r Ref, clone scstore.VolumeID) int  { return bytes.Compare(r.Clone[:], clone[:]) }
+func comparePin(p Pin, id PinID) int                { return bytes.Compare(p.ID[:], id[:]) }
+func compareFork(f Fork, fence scstore.Fence) int   { return cmp.Compare(f.Fence, fence) }
+func compareGrant(g Grant, fence scstore.Fence) int { return cmp.Compare(g.Fence, fence) }
+func compareSite(s, t SiteID) int                   { return cmp.Compare(s, t) }
 
 // phase says where the volume's right to write stands.
 func (v *volume) phase() Phase {
@@ -185,17 +184,31 @@ func (v *volume) isAncestor(p, q scstore.Position) (yes, known bool) {
 	if from == nil || to == nil {
 		return false, false
 	}
-	switch {
-	case from.Line == to.Line:
-		return p.Compare(q) <= 0, true
-	case from.Line != 0: // left out: nothing in the history came about from it
-		return false, true
+	// Go back from q, line by line, to the one that p is on.
+	line := to.Line
+	for line != from.Line {
+		if line == 0 {
+			return false, true // p was left out: nothing in the history came about from it
+		}
+		fork, _ := find(v.forks, line, compareFork)
+		if fork == nil {
+			return false, false
+		}
+		q, line = fork.Position, v.lineAfter(fork)
 	}
-	fork, _ := find(v.forks, to.Line, compareFork)
-	if fork == nil {
-		return false, false
+	return p.Compare(q) <= 0, true
+}
+
+// lineAfter returns the line that a fork's position is on now: the history, or that
+// of a later fork before it. A later fork that is forgotten has no known position on
+// its line, and then it does not matter.
+func (v *volume) lineAfter(fork *Fork) scstore.Fence {
+	for _, f := range v.forks {
+		if f.Fence > fork.Fence && fork.Position.Compare(f.Position) > 0 {
+			return f.Fence
+		}
 	}
-	return p.Compare(fork.Position) <= 0, true
+	return 0
 }
 
 // replicaOf returns the disk's replica, a new one if there was none.

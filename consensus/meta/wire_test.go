@@ -385,7 +385,9 @@ func FuzzParseCommand(f *testing.F) {
 		if !bytes.Equal(append(c.AppendTo(nil), rest...), b) {
 			t.Fatalf("%+v: another encoding", c)
 		}
-		for _, s := range []*meta.State{meta.New(), clusterState(t)} {
+		based := meta.NewGroup(2)
+		based.Apply(meta.Command{Op: meta.CreateVolume{ID: volumeID(7), SizeBytes: scstore.BlockSize, Base: volumeID(1), BasePosition: pos(0, 1)}})
+		for _, s := range []*meta.State{meta.New(), meta.NewGroup(meta.GroupNamespace), based, clusterState(t)} {
 			s.Apply(c)
 			reopen(t, s)
 		}
