@@ -55,9 +55,11 @@ type Options struct {
 	// Rebuild makes the index anew from the segments.
 	Rebuild bool
 
-	// index replaces badger in tests of the crash model; plant puts a bug in.
+	// index replaces badger in tests of the crash model; plant puts a bug in; pick
+	// says how many of so many runs a checkpoint merges.
 	index rootIndex
 	plant planted
+	pick  func(runs int) int
 }
 
 // rootIndex says which checkpoint is in force (index.go).
