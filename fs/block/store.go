@@ -29,8 +29,8 @@ const (
 	minReserveBytes = indexOpenBytes + 48<<20
 	// checkpointBytes of log make a checkpoint due.
 	checkpointBytes = MaxReplayBytes / 2
-	// MaxPins bounds the pinned generations of one table: all versions of a block
-	// must fit on one map page.
+	// MaxPins bounds the generations of one table that views, marks and clones hold:
+	// all versions of a block must fit on one map page.
 	MaxPins = 128
 )
 

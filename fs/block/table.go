@@ -11,7 +11,7 @@ import (
 )
 
 // Table is one volume's part of the store: a map from blocks to what was written
-// there, in generations. A generation ends at each pin; the blocks that a later
+// there, in generations. A generation ends at each pin and mark; the blocks that a later
 // one overwrites stay readable through the pin. All methods are safe for
 // concurrent use.
 type Table struct {
