@@ -114,6 +114,9 @@ func (s *Store) pickRuns(runs []*run) int {
 	for _, r := range runs {
 		total += len(r.pages)
 	}
+	if s.opts.pick != nil && !s.capture.mergeAll {
+		return s.opts.pick(len(runs))
+	}
 	if s.capture.mergeAll || total <= mergeAllPages {
 		return len(runs)
 	}

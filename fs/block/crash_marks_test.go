@@ -265,6 +265,7 @@ func (w *markWorld) hook(crashdisk.Op) error {
 func (w *markWorld) open(t testing.TB) (err error) {
 	w.store, err = Open(t.Context(), Options{
 		FS: w.d, SegmentSlots: testSlots, ReserveBytes: 1 << 20, MapMemoryBytes: 1 << 20, index: w.index, plant: w.plant,
+		pick: pickAny(w.rng.Uint64()),
 	})
 	if err != nil {
 		return fmt.Errorf("open: %w", err)

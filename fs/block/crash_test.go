@@ -188,6 +188,7 @@ func (w *world) open(t testing.TB, hooked bool) error {
 	}
 	s, err := Open(t.Context(), Options{
 		FS: w.fs(w.d), SegmentSlots: testSlots, ReserveBytes: 1 << 20, MapMemoryBytes: 1 << 20, index: w.index, plant: w.plant,
+		pick: pickAny(w.rng.Uint64()),
 	})
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
@@ -198,6 +199,21 @@ func (w *world) open(t testing.TB, hooked bool) error {
 		w.table, err = s.Create(CreateOptions{ID: testID(1), SizeBytes: crashBlocks * scstore.BlockSize})
 	}
 	return err
+}
+
+// pickAny has checkpoints merge any number of runs, so that small maps meet what
+// large ones do.
+func pickAny(seed uint64) func(int) int {
+	var mu sync.Mutex
+	rng := rand.New(rand.NewPCG(seed, 5))
+	return func(runs int) int {
+		mu.Lock()
+		defer mu.Unlock()
+		if runs > 8 {
+			return runs - rng.IntN(2)
+		}
+		return rng.IntN(runs + 1)
+	}
 }
 
 // run does steps random operations.

@@ -201,6 +201,27 @@ func TestFormat_NewerVersionIsRefused(t *testing.T) {
 	}
 }
 
+func TestOpen_RaisesTheVersionOfAnOldStore(t *testing.T) {
+	s, tab, d, index := newMarked(t)
+	writeVersion(t, tab, 3, 1)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old, err := readSuperblock(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.version = 1
+	if err := writeSuperblock(d, old); err != nil {
+		t.Fatal(err)
+	}
+	_, tab = reopen(t, d, index)
+	wantVersion(t, tab, 3, 1)
+	if now, err := readSuperblock(d); err != nil || now.version != superVersion || now.id != old.id {
+		t.Fatalf("superblock after the open: %+v, %v", now, err)
+	}
+}
+
 func FuzzParseRecord(f *testing.F) {
 	for _, r := range allRecords() {
 		f.Add(r.appendTo(nil))

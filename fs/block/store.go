@@ -29,8 +29,8 @@ const (
 	minReserveBytes = indexOpenBytes + 48<<20
 	// checkpointBytes of log make a checkpoint due.
 	checkpointBytes = MaxReplayBytes / 2
-	// MaxPins bounds the pinned generations of one table: all versions of a block
-	// must fit on one map page.
+	// MaxPins bounds the generations of one table that views, marks and clones hold:
+	// all versions of a block must fit on one map page.
 	MaxPins = 128
 )
 
@@ -57,9 +57,11 @@ type Options struct {
 	// Rebuild makes the index anew from the segments.
 	Rebuild bool
 
-	// index replaces badger in tests of the crash model; plant puts a bug in.
+	// index replaces badger in tests of the crash model; plant puts a bug in; pick
+	// says how many of so many runs a checkpoint merges.
 	index rootIndex
 	plant planted
+	pick  func(runs int) int
 }
 
 // rootIndex says which checkpoint is in force (index.go).

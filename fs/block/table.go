@@ -11,7 +11,7 @@ import (
 )
 
 // Table is one volume's part of the store: a map from blocks to what was written
-// there, in generations. A generation ends at each pin; the blocks that a later
+// there, in generations. A generation ends at each pin and mark; the blocks that a later
 // one overwrites stay readable through the pin. All methods are safe for
 // concurrent use.
 type Table struct {
@@ -412,6 +412,8 @@ type TableInfo struct {
 	Frozen      bool
 	Quarantined bool
 	Base        scstore.VolumeID // zero: none
+	Marks       int
+	Remote      uint64 // blocks that are not here, at most; see RemoteBlocks
 }
 
 // Tables returns what the store holds, in no order.
@@ -420,7 +422,7 @@ func (s *Store) Tables() []TableInfo {
 	defer s.mapMu.RUnlock()
 	out := make([]TableInfo, 0, len(s.tables))
 	for _, t := range s.tables {
-		info := TableInfo{ID: t.id, SizeBytes: t.SizeBytes(), Frozen: t.Frozen(), Quarantined: t.quarantined.Load()}
+		info := TableInfo{ID: t.id, SizeBytes: t.SizeBytes(), Frozen: t.Frozen(), Quarantined: t.quarantined.Load(), Marks: len(t.Marks()), Remote: t.RemoteBlocks()}
 		if base := s.tables[t.base]; base != nil {
 			info.Base = base.id
 		}

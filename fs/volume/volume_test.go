@@ -399,7 +399,10 @@ func TestVolume_MissingBlocksAreNamedAndFilled(t *testing.T) {
 	if err := v.Discard(9*scstore.BlockSize, scstore.BlockSize); err != nil {
 		t.Fatal(err)
 	}
-	missing(t, "seal", func() error { _, err := v.Seal(t.Context(), nil); return err })
+	m = missing(t, "seal", func() error { _, err := v.Seal(t.Context(), nil); return err })
+	if m.Level != 0 || !slices.Equal(m.Extents, []scstore.Extent{{First: 5, Count: 2}}) {
+		t.Fatalf("seal: missing %+v of a span that was written to", m)
+	}
 	if n, err := tab.Fill(sealed, 4, bytes.Repeat([]byte{8}, 3*scstore.BlockSize)); n != 3 || err != nil {
 		t.Fatalf("fill: %d blocks, %v", n, err)
 	}
