@@ -14,23 +14,26 @@ const module = "scstore"
 // of this module that it may import outside of tests; "*" means all. A package
 // that is missing here fails the test, so that a new one is placed on purpose.
 var layers = map[string][]string{
-	".":                       {},
-	"internal/invariant":      {},
-	"fs/block/disk":           {".", "internal/invariant"},
-	"fs/block/disk/crashdisk": {".", "fs/block/disk"},
-	"fs/block/disk/disktest":  {".", "fs/block/disk"},
-	"fs/block":                {".", "fs/block/disk", "internal/invariant"},
-	"fs/volume":               {".", "internal/invariant"},
-	"consensus/meta":          {".", "internal/invariant"},
-	"consensus":               {".", "consensus/meta", "fs/block/disk", "internal/invariant"},
-	"nbd":                     {".", "internal/invariant"},
-	"nbd/nbdtest":             {".", "nbd"},
-	"internal/api":            {".", "internal/invariant"},
-	"internal/bench":          {".", "nbd"},
-	"internal/host":           {"*"},
-	"e2e":                     {"*"},
-	"e2e/demo":                {"e2e"},
-	"cmd/scstore":             {".", "internal/api", "internal/bench", "internal/host", "nbd"},
+	".":                           {},
+	"internal/invariant":          {},
+	"fs/block/disk":               {".", "internal/invariant"},
+	"fs/block/disk/crashdisk":     {".", "fs/block/disk"},
+	"fs/block/disk/disktest":      {".", "fs/block/disk"},
+	"fs/block":                    {".", "fs/block/disk", "internal/invariant"},
+	"fs/volume":                   {".", "internal/invariant"},
+	"consensus/meta":              {".", "internal/invariant"},
+	"consensus":                   {".", "consensus/meta", "fs/block/disk", "internal/invariant"},
+	"propagate/quicnet/authority": {"."},
+	"propagate/quicnet":           {".", "internal/invariant", "propagate/quicnet/authority"},
+	"propagate/quicnet/raftnet":   {".", "propagate/quicnet", "propagate/quicnet/authority"},
+	"nbd":                         {".", "internal/invariant"},
+	"nbd/nbdtest":                 {".", "nbd"},
+	"internal/api":                {".", "internal/invariant"},
+	"internal/bench":              {".", "nbd"},
+	"internal/host":               {"*"},
+	"e2e":                         {"*"},
+	"e2e/demo":                    {"e2e"},
+	"cmd/scstore":                 {".", "internal/api", "internal/bench", "internal/host", "nbd"},
 }
 
 // libraries names the packages that may import each library outside of tests; "*"
@@ -41,14 +44,17 @@ var libraries = map[string][]string{
 	"github.com/dgraph-io/badger":             {"fs/block"},
 	"github.com/docker/go-units":              {"cmd/scstore"},
 	"github.com/gofrs/flock":                  {"internal/host"},
-	"github.com/prometheus/client_golang":     {"fs/block", "fs/volume", "internal/api", "internal/host", "nbd"},
+	"github.com/lni/dragonboat":               {"propagate/quicnet/raftnet"},
+	"github.com/prometheus/client_golang":     {"fs/block", "fs/volume", "internal/api", "internal/host", "nbd", "propagate/quicnet", "propagate/quicnet/raftnet"},
+	"github.com/quic-go/quic-go":              {"propagate/quicnet"},
+	"google.golang.org/protobuf":              {"propagate/quicnet/raftnet"},
 	"github.com/schollz/progressbar":          {"cmd/scstore"},
 	"github.com/spf13/cobra":                  {"cmd/scstore"},
 	"github.com/tidwall/btree":                {"fs/block", "fs/volume"},
 	"golang.org/x/sync":                       {"*"},
 	"golang.org/x/sys":                        {"*"}, // files named *_linux.go only
 	"golang.org/x/term":                       {"cmd/scstore"},
-	"golang.org/x/time":                       {"fs/block"},
+	"golang.org/x/time":                       {"fs/block", "propagate/quicnet", "propagate/quicnet/raftnet"},
 }
 
 func TestLayers_ImportsPointInward(t *testing.T) {

@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"math/big"
 	"net/url"
@@ -193,7 +192,7 @@ func (a *Authority) Verify(der []byte, now time.Time) (Identity, error) {
 	if _, err := cert.Verify(x509.VerifyOptions{
 		Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}); err != nil {
-		return Identity{}, errors.Join(fmt.Errorf("verify a certificate: %w", err), scstore.ErrInvalid)
+		return Identity{}, fmt.Errorf("verify a certificate: %w: %w", err, scstore.ErrInvalid)
 	}
 	if cert.IsCA || len(cert.URIs) != 1 || len(cert.DNSNames)+len(cert.IPAddresses)+len(cert.EmailAddresses) != 0 {
 		return Identity{}, fmt.Errorf("certificate %q is not a host's: %w", cert.Subject.CommonName, scstore.ErrInvalid)
