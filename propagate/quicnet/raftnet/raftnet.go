@@ -58,6 +58,7 @@ type Factory struct {
 	o       Options
 	pace    *rate.Limiter // nil: none
 	dropped prometheus.Counter
+	chunks  prometheus.Counter
 	seldom  rate.Sometimes
 	current atomic.Pointer[transport]
 }
@@ -81,12 +82,15 @@ func New(o Options) (*Factory, error) {
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "scstore_raftnet_dropped_total", Help: "Messages dropped because their sender may not send them.",
 		}),
+		chunks: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "scstore_raftnet_received_chunks_total", Help: "Chunks of snapshots received.",
+		}),
 	}
 	if o.SnapshotBytes > 0 {
 		f.pace = rate.NewLimiter(rate.Limit(o.SnapshotBytes), int(max(snapshotStep, o.SnapshotBytes/20)))
 	}
 	if o.Registerer != nil {
-		o.Registerer.MustRegister(f.dropped)
+		o.Registerer.MustRegister(f.dropped, f.chunks)
 	}
 	o.Net.Handle(KindMessages, f.serveMessages)
 	o.Net.Handle(KindSnapshots, f.serveSnapshots)

@@ -107,6 +107,7 @@ func (f *Factory) serveSnapshots(_ context.Context, from quicnet.Peer, s *quicne
 		if t.ctx.Err() != nil {
 			return nil
 		}
+		f.chunks.Inc()
 		if !t.chunks(chunk) {
 			return fmt.Errorf("snapshot of %s is not wanted: %w", from.Host, scstore.ErrBusy)
 		}
