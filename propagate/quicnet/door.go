@@ -142,7 +142,7 @@ func (n *Net) meet(s *quic.Stream, conn *quic.Conn) (Peer, hello, error) {
 	if err != nil {
 		return Peer{}, hello{}, err
 	}
-	skew := h.clock.Add(conn.ConnectionStats().SmoothedRTT / 2).Sub(time.Now())
+	skew := time.Until(h.clock.Add(conn.ConnectionStats().SmoothedRTT / 2))
 	n.metrics.skewed(p, skew)
 	n.o.Skew(p, skew)
 	return p, h, nil
@@ -158,7 +158,7 @@ func (n *Net) greet(ctx context.Context, conn *quic.Conn, slot int) (Peer, error
 	if err := s.SetDeadline(time.Now().Add(HelloTimeout)); err != nil {
 		return Peer{}, translate(err)
 	}
-	if _, err := s.Write(n.hello(slot).appendTo(nil)); err != nil {
+	if _, err := s.Write(n.hello(slot).encode()); err != nil {
 		return Peer{}, translate(err)
 	}
 	_ = s.Close() // a peer that was quick may have closed it
@@ -188,7 +188,7 @@ func (n *Net) welcome(ctx context.Context, conn *quic.Conn) (Peer, int, error) {
 	if err != nil {
 		return Peer{}, 0, timedOut(translate(err), "half a hello")
 	}
-	if _, err := s.Write(n.hello(int(h.slot)).appendTo(nil)); err != nil {
+	if _, err := s.Write(n.hello(int(h.slot)).encode()); err != nil {
 		return Peer{}, 0, translate(err)
 	}
 	_ = s.Close() // the peer, that has what it waits for, may have closed it

@@ -71,7 +71,7 @@ func TestDoor_CertificatesThatAreNotOursAreRefused(t *testing.T) {
 		r := newRaw(t)
 		conn, err := r.dial(a, protocolPeer, keys.Certificate())
 		if err == nil {
-			_, err = r.say(conn, testHello().appendTo(nil))
+			_, err = r.say(conn, testHello().encode())
 		}
 		if err == nil {
 			t.Errorf("%s: got a hello", name)
@@ -85,7 +85,7 @@ func TestDoor_CertificatesThatAreNotOursAreRefused(t *testing.T) {
 	r := newRaw(t)
 	conn, err := r.dial(a, protocolPeer, nil)
 	if err == nil {
-		_, err = r.say(conn, testHello().appendTo(nil))
+		_, err = r.say(conn, testHello().encode())
 	}
 	if err == nil {
 		t.Error("no certificate: got a hello")
@@ -118,7 +118,7 @@ func TestDoor_HelloThatLiesIsRefusedWithAReason(t *testing.T) {
 	lie := func(f func(*hello)) []byte {
 		h := good
 		f(&h)
-		return h.appendTo(nil)
+		return h.encode()
 	}
 	w.remove(4, scstore.ErrFenced)
 	for _, c := range []struct {
@@ -140,7 +140,7 @@ func TestDoor_HelloThatLiesIsRefusedWithAReason(t *testing.T) {
 		{"a copy of this host", 1, lie(func(h *hello) { h.disk, h.host = disk(1), "host-1" }), reasonSelf, scstore.ErrInvalid},
 		{"a removed host", 4, lie(func(h *hello) { h.disk, h.host = disk(4), "host-4" }), reasonDenied, scstore.ErrFenced},
 		{"versions upside down", 2, lie(func(h *hello) { h.min, h.max = 2, 1 }), reasonMalformed, scstore.ErrInvalid},
-		{"half a hello", 2, good.appendTo(nil)[:20], reasonMalformed, scstore.ErrUnreachable},
+		{"half a hello", 2, good.encode()[:20], reasonMalformed, scstore.ErrUnreachable},
 		{"a frame too long", 2, []byte{0, 1, 0, 0}, reasonMalformed, scstore.ErrInvalid},
 		{"a request at once", 2, header{kind: kindEcho, request: true}.appendTo(nil), reasonMalformed, scstore.ErrInvalid},
 	} {
@@ -205,7 +205,7 @@ func TestDoor_StreamsBeforeTheHelloAreNotServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	bad := hello{min: WireMin, max: WireMax, cluster: w.cluster, incarnation: 7, disk: disk(2), host: "host-2", clock: time.Now()}
-	if _, err := control.Write(bad.appendTo(nil)); err != nil {
+	if _, err := control.Write(bad.encode()); err != nil {
 		t.Fatal(err)
 	}
 	<-conn.Context().Done()
@@ -317,7 +317,7 @@ func TestDoor_RandomFramesOfAMemberChangeNothing(t *testing.T) {
 	w := newWorld(t)
 	a := w.host(t, 1, nil)
 	rng := rand.New(rand.NewChaCha8([32]byte{2}))
-	greeting := hello{min: WireMin, max: WireMax, cluster: w.cluster, incarnation: 1, disk: disk(2), boot: 1, clock: time.Now(), host: "host-2"}.appendTo(nil)
+	greeting := hello{min: WireMin, max: WireMax, cluster: w.cluster, incarnation: 1, disk: disk(2), boot: 1, clock: time.Now(), host: "host-2"}.encode()
 	frame := append(header{kind: kindEcho, class: ClassRaft, request: true}.appendTo(nil), 0, 0, 0, 3, 'a', 'b', 'c')
 	for round := range 6 {
 		r := newRaw(t)

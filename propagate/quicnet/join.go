@@ -44,7 +44,7 @@ func (n *Net) serveJoin(conn *quic.Conn) {
 	if err != nil {
 		n.door.refused(conn.RemoteAddr(), err)
 	}
-	if _, err := s.Write(appendReply(nil, answer, err)); err != nil {
+	if _, err := s.Write(encodeReply(answer, err)); err != nil {
 		n.log.Debug("join answer not sent", "peer", conn.RemoteAddr().String(), "err", translate(err))
 	}
 	_ = s.Close() // a joiner that is gone asks again
@@ -100,7 +100,7 @@ func (n *Net) join(ctx context.Context, s *quic.Stream, addr net.Addr) ([]byte, 
 	}
 	n.log.Info("host admitted", "peer", r.host, "disk", r.disk.String(), "addr", addr.String(), "token", fmt.Sprintf("%.8s", request.Token))
 	answer := joinAnswer{incarnation: n.o.Incarnation, certificate: der, authority: a.Certificate(), membership: reply.Membership}
-	return answer.appendTo(nil), nil
+	return answer.encode(), nil
 }
 
 // JoinOptions says who joins what.
@@ -232,7 +232,7 @@ func askToJoin(ctx context.Context, conn *quic.Conn, r joinRequest) ([]byte, err
 	}
 	defer s.CancelRead(0)
 	defer context.AfterFunc(ctx, func() { cancelStream(s, scstore.ErrClosed) })()
-	if _, err := s.Write(r.appendTo(nil)); err != nil {
+	if _, err := s.Write(r.encode()); err != nil {
 		return nil, err
 	}
 	_ = s.Close() // a host that was quick may have closed it

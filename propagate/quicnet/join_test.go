@@ -126,7 +126,7 @@ func TestJoin_LostAnswerCanBeAskedForAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	request := joinRequest{secret: token.Secret, disk: disk(2), clock: time.Now(), host: "host-2", request: admission.Request()}
-	if _, err := r.say(conn, request.appendTo(nil)); err != nil {
+	if _, err := r.say(conn, request.encode()); err != nil {
 		t.Fatal(err) // and the host crashes before it keeps what it was answered
 	}
 	if _, err := Join(t.Context(), ask(token, dir, 2)); err != nil {

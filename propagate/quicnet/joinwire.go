@@ -55,12 +55,11 @@ type joinRequest struct {
 	payload []byte
 }
 
-// appendTo appends the request's frame.
-func (j joinRequest) appendTo(b []byte) []byte {
+// encode returns the request's frame.
+func (j joinRequest) encode() []byte {
 	invariant.Check(len(j.host) <= authority.MaxHostBytes && len(j.request) <= authority.MaxRequestBytes && len(j.payload) <= MaxJoinPayloadBytes,
 		"join request of %d+%d+%d bytes", len(j.host), len(j.request), len(j.payload))
-	start := len(b)
-	b = append(b, 0, 0, 0, 0)
+	b := make([]byte, 4, 4+maxJoinRequestBytes-MaxJoinPayloadBytes+len(j.payload))
 	b = append(b, joinMagic[:]...)
 	b = append(b, joinVersion)
 	b = append(b, j.secret[:]...)
@@ -69,7 +68,7 @@ func (j joinRequest) appendTo(b []byte) []byte {
 	b = append(append(b, byte(len(j.host))), j.host...)
 	b = append(binary.BigEndian.AppendUint16(b, uint16(len(j.request))), j.request...)
 	b = append(binary.BigEndian.AppendUint32(b, uint32(len(j.payload))), j.payload...)
-	binary.BigEndian.PutUint32(b[start:], uint32(len(b)-start-4))
+	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
 	return b
 }
 
@@ -109,15 +108,15 @@ type joinAnswer struct {
 	membership  []byte
 }
 
-// appendTo appends what follows the code of a reply.
-func (j joinAnswer) appendTo(b []byte) []byte {
-	b = binary.BigEndian.AppendUint64(b, j.incarnation)
+// encode returns what follows the code of a reply.
+func (j joinAnswer) encode() []byte {
+	b := binary.BigEndian.AppendUint64(nil, j.incarnation)
 	b = append(binary.BigEndian.AppendUint16(b, uint16(len(j.certificate))), j.certificate...)
 	b = append(binary.BigEndian.AppendUint16(b, uint16(len(j.authority))), j.authority...)
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(j.membership))), j.membership...)
 }
 
-// parseJoinAnswer reads what appendTo wrote. The slices alias b. Errors: ErrInvalid.
+// parseJoinAnswer reads what encode wrote. The slices alias b. Errors: ErrInvalid.
 func parseJoinAnswer(b []byte) (joinAnswer, error) {
 	malformed := fmt.Errorf("malformed answer to a join: %w", scstore.ErrInvalid)
 	if len(b) < 8 {

@@ -155,6 +155,6 @@ func (n *Net) reply(s *Stream, answer []byte, err error) error {
 	if len(answer) > MaxFrameBytes-replyHeadBytes {
 		err = fmt.Errorf("answer of %d bytes, more than %d: %w", len(answer), MaxFrameBytes-replyHeadBytes, scstore.ErrInvalid)
 	}
-	_, err = s.Write(appendReply(nil, answer, err))
+	_, err = s.Write(encodeReply(answer, err))
 	return err
 }

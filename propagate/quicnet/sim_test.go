@@ -359,7 +359,7 @@ func TestSim_SilenceIsLimited(t *testing.T) {
 		w, wan := newWorld(t), newWAN(40*time.Millisecond, 0)
 		a := w.host(t, 1, wan.on(1, nil))
 		r := wan.raw(t, 2)
-		greeting := hello{min: WireMin, max: WireMax, cluster: w.cluster, incarnation: 1, disk: disk(2), boot: 1, clock: time.Now(), host: "host-2"}.appendTo(nil)
+		greeting := hello{min: WireMin, max: WireMax, cluster: w.cluster, incarnation: 1, disk: disk(2), boot: 1, clock: time.Now(), host: "host-2"}.encode()
 		for n, first := range [][]byte{nil, greeting[:10]} {
 			conn, err := r.dial(a, protocolPeer, w.keys(t, 2).Certificate())
 			if err != nil {
@@ -416,7 +416,7 @@ func TestSim_JoinIsAllThatAJoiningConnectionCanDo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := r.say(conn, greeting.appendTo(nil))
+		b, err := r.say(conn, greeting.encode())
 		if err != nil {
 			t.Fatal(err)
 		}

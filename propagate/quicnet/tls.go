@@ -33,19 +33,18 @@ func baseTLS(protocol string) *tls.Config {
 // serverTLS accepts peers, who prove who they are, and hosts that ask to join, who
 // have nothing to prove it with and get no further than the join.
 func (n *Net) serverTLS() *tls.Config {
-	certificate := func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return n.o.Keys.Certificate(), nil }
 	config := baseTLS(protocolPeer)
-	config.GetCertificate = certificate
+	config.GetCertificate = n.certificate
 	config.ClientAuth = tls.RequireAnyClientCert
 	config.GetConfigForClient = func(client *tls.ClientHelloInfo) (*tls.Config, error) {
 		if slices.Equal(client.SupportedProtos, []string{protocolJoin}) {
 			join := baseTLS(protocolJoin)
-			join.GetCertificate = certificate
+			join.GetCertificate = n.certificate
 			return join, nil
 		}
 		addr := client.Conn.RemoteAddr()
 		peer := baseTLS(protocolPeer)
-		peer.GetCertificate = certificate
+		peer.GetCertificate = n.certificate
 		peer.ClientAuth = tls.RequireAnyClientCert
 		peer.VerifyConnection = func(state tls.ConnectionState) error {
 			_, err := n.verify(state)
@@ -57,6 +56,12 @@ func (n *Net) serverTLS() *tls.Config {
 		return peer, nil
 	}
 	return config
+}
+
+// certificate returns this host's certificate of the moment to the TLS library, which
+// knows certificates that cannot be had.
+func (n *Net) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) { //nolint:unparam // the library's signature
+	return n.o.Keys.Certificate(), nil
 }
 
 // clientTLS dials the host with this disk id and nobody else. Verification is

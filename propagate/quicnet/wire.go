@@ -67,10 +67,10 @@ type hello struct {
 	host        string
 }
 
-// appendTo appends the hello's frame.
-func (h hello) appendTo(b []byte) []byte {
+// encode returns the hello's frame.
+func (h hello) encode() []byte {
 	invariant.Check(len(h.host) <= authority.MaxHostBytes, "host name of %d bytes", len(h.host))
-	b = binary.BigEndian.AppendUint32(b, uint32(helloHeadBytes+len(h.host)))
+	b := binary.BigEndian.AppendUint32(nil, uint32(helloHeadBytes+len(h.host)))
 	b = append(b, helloMagic[:]...)
 	b = binary.BigEndian.AppendUint16(b, h.min)
 	b = binary.BigEndian.AppendUint16(b, h.max)
@@ -129,13 +129,13 @@ func parseHeader(b []byte) (header, error) {
 	return header{kind: Kind(binary.BigEndian.Uint16(b)), class: Class(b[2]), request: b[3] == 1}, nil
 }
 
-// appendReply appends a reply's frame: the answer, or the error if there is one.
-func appendReply(b, answer []byte, err error) []byte {
+// encodeReply returns a reply's frame: the answer, or the error if there is one.
+func encodeReply(answer []byte, err error) []byte {
 	c := codeOf(err)
 	if err != nil {
 		answer = []byte(reasonText(err))
 	}
-	b = slices.Grow(b, 4+replyHeadBytes+len(answer))
+	b := make([]byte, 0, 4+replyHeadBytes+len(answer))
 	b = binary.BigEndian.AppendUint32(b, uint32(replyHeadBytes+len(answer)))
 	b = binary.BigEndian.AppendUint16(b, uint16(c))
 	return append(b, answer...)

@@ -64,23 +64,23 @@ func golden(t *testing.T, name string, b []byte) {
 }
 
 func TestGolden(t *testing.T) {
-	golden(t, "hello", testHello().appendTo(nil))
+	golden(t, "hello", testHello().encode())
 	golden(t, "header", header{kind: 0x1234, class: ClassRepair, request: true}.appendTo(nil))
-	golden(t, "reply", appendReply(nil, []byte("answer"), nil))
-	golden(t, "reply_error", appendReply(nil, nil, fmt.Errorf("volume a: %w", scstore.ErrFenced)))
-	golden(t, "join_request", testJoinRequest().appendTo(nil))
-	golden(t, "join_answer", appendReply(nil, testJoinAnswer().appendTo(nil), nil))
+	golden(t, "reply", encodeReply([]byte("answer"), nil))
+	golden(t, "reply_error", encodeReply(nil, fmt.Errorf("volume a: %w", scstore.ErrFenced)))
+	golden(t, "join_request", testJoinRequest().encode())
+	golden(t, "join_answer", encodeReply(testJoinAnswer().encode(), nil))
 }
 
 func TestParseHello_OfANewerVersionIsReadAsFarAsItIsKnown(t *testing.T) {
 	h := testHello()
 	h.min, h.max = WireMax+1, WireMax+3
-	b := append(h.appendTo(nil)[4:], "what a later version adds"...)
+	b := append(h.encode()[4:], "what a later version adds"...)
 	got, err := parseHello(b)
 	if err != nil || got.min != h.min || got.host != h.host || !got.clock.Equal(h.clock) {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	if _, err := parseHello(append(testHello().appendTo(nil)[4:], 0)); !errors.Is(err, scstore.ErrInvalid) {
+	if _, err := parseHello(append(testHello().encode()[4:], 0)); !errors.Is(err, scstore.ErrInvalid) {
 		t.Errorf("bytes behind a hello of this version: got %v", err)
 	}
 }
@@ -128,7 +128,7 @@ func TestCode_EverySentinelCrossesTheWire(t *testing.T) {
 		if got := c.sentinel(); got != want {
 			t.Errorf("%v comes back as %v", want, got)
 		}
-		_, remote, err := parseReply(appendReply(nil, nil, fmt.Errorf("wrapped: %w", want))[4:])
+		_, remote, err := parseReply(encodeReply(nil, fmt.Errorf("wrapped: %w", want))[4:])
 		if err != nil || !errors.Is(remote, want) || !strings.HasPrefix(remote.Error(), "wrapped: ") {
 			t.Errorf("%v is answered as %v, %v", want, remote, err)
 		}
@@ -136,7 +136,7 @@ func TestCode_EverySentinelCrossesTheWire(t *testing.T) {
 	if len(codes) != len(scstore.Sentinels()) {
 		t.Errorf("%d codes for %d sentinels", len(codes), len(scstore.Sentinels()))
 	}
-	if _, remote, _ := parseReply(appendReply(nil, nil, errors.New("disk on fire"))[4:]); !errors.Is(remote, scstore.ErrIndeterminate) {
+	if _, remote, _ := parseReply(encodeReply(nil, errors.New("disk on fire"))[4:]); !errors.Is(remote, scstore.ErrIndeterminate) {
 		t.Errorf("an error of no kind is answered as %v", remote)
 	}
 }
@@ -166,10 +166,10 @@ func TestClass_UrgenciesFollowTheOrder(t *testing.T) {
 }
 
 func FuzzParseHello(f *testing.F) {
-	f.Add(testHello().appendTo(nil)[4:])
+	f.Add(testHello().encode()[4:])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := parseHello(b)
-		if err == nil && h.max <= WireMax && !bytes.Equal(h.appendTo(nil)[4:], b) {
+		if err == nil && h.max <= WireMax && !bytes.Equal(h.encode()[4:], b) {
 			t.Errorf("%x reads as %+v", b, h)
 		}
 	})
@@ -186,11 +186,11 @@ func FuzzParseHeader(f *testing.F) {
 }
 
 func FuzzParseReply(f *testing.F) {
-	f.Add(appendReply(nil, []byte("answer"), nil)[4:])
-	f.Add(appendReply(nil, nil, scstore.ErrBusy)[4:])
+	f.Add(encodeReply([]byte("answer"), nil)[4:])
+	f.Add(encodeReply(nil, scstore.ErrBusy)[4:])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		answer, remote, err := parseReply(b)
-		if err == nil && remote == nil && !bytes.Equal(appendReply(nil, answer, nil)[4:], b) {
+		if err == nil && remote == nil && !bytes.Equal(encodeReply(answer, nil)[4:], b) {
 			t.Errorf("%x reads as %x", b, answer)
 		}
 		if remote != nil && codeOf(remote) == codeInternal {
@@ -200,20 +200,20 @@ func FuzzParseReply(f *testing.F) {
 }
 
 func FuzzParseJoinRequest(f *testing.F) {
-	f.Add(testJoinRequest().appendTo(nil)[4:])
+	f.Add(testJoinRequest().encode()[4:])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		j, err := parseJoinRequest(b)
-		if err == nil && !bytes.Equal(j.appendTo(nil)[4:], b) {
+		if err == nil && !bytes.Equal(j.encode()[4:], b) {
 			t.Errorf("%x reads as %+v", b, j)
 		}
 	})
 }
 
 func FuzzParseJoinAnswer(f *testing.F) {
-	f.Add(testJoinAnswer().appendTo(nil))
+	f.Add(testJoinAnswer().encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		j, err := parseJoinAnswer(b)
-		if err == nil && !bytes.Equal(j.appendTo(nil), b) {
+		if err == nil && !bytes.Equal(j.encode(), b) {
 			t.Errorf("%x reads as %+v", b, j)
 		}
 	})

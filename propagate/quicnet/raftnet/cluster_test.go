@@ -66,7 +66,7 @@ func newSum(uint64, uint64) statemachine.IStateMachine { return &sum{} }
 func retry(t *testing.T, what string, f func(ctx context.Context) error) {
 	t.Helper()
 	for {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		err := f(ctx)
 		cancel()
 		if err == nil {

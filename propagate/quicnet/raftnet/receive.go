@@ -18,7 +18,7 @@ import (
 func (f *Factory) begin(s *quicnet.Stream) (t *transport, end func(), err error) {
 	t = f.current.Load()
 	if t == nil || !t.enter() {
-		return nil, nil, fmt.Errorf("raft does not run here: %w", scstore.ErrBusy)
+		return nil, nil, errStopped()
 	}
 	stop := context.AfterFunc(t.ctx, func() { s.Cancel(scstore.ErrBusy) })
 	return t, func() {
@@ -26,6 +26,8 @@ func (f *Factory) begin(s *quicnet.Stream) (t *transport, end func(), err error)
 		t.wg.Done()
 	}, nil
 }
+
+func errStopped() error { return fmt.Errorf("raft does not run here: %w", scstore.ErrBusy) }
 
 // serveMessages hands a peer's messages to the library.
 func (f *Factory) serveMessages(_ context.Context, from quicnet.Peer, s *quicnet.Stream) error {
@@ -50,7 +52,7 @@ func (f *Factory) serveMessages(_ context.Context, from quicnet.Peer, s *quicnet
 			return err
 		}
 		if t.ctx.Err() != nil {
-			return nil
+			return errStopped()
 		}
 		if len(batch.Requests) > 0 {
 			t.messages(batch)
@@ -105,7 +107,7 @@ func (f *Factory) serveSnapshots(_ context.Context, from quicnet.Peer, s *quicne
 			return fmt.Errorf("snapshot of %s: %w", from.Host, err)
 		}
 		if t.ctx.Err() != nil {
-			return nil
+			return errStopped()
 		}
 		f.chunks.Inc()
 		if !t.chunks(chunk) {
