@@ -70,7 +70,7 @@ func (w *world) keys(t *testing.T, n byte) *authority.Keys {
 // issue returns keys for an identity with a certificate issued at the time at.
 func (w *world) issue(t *testing.T, id authority.Identity, at time.Time, lifetime time.Duration) *authority.Keys {
 	t.Helper()
-	admission, err := authority.NewAdmission(t.TempDir())
+	admission, err := authority.NewAdmission(t.TempDir(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -143,7 +143,7 @@ func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	if now := time.Now(); now.After(o.Token.Expires) {
 		o.Logger.Warn("token has expired by this host's clock", "expires", o.Token.Expires, "now", now)
 	}
-	admission, err := authority.NewAdmission(o.Dir)
+	admission, err := authority.NewAdmission(o.Dir, time.Now())
 	if err != nil {
 		return Joined{}, fmt.Errorf("join: %w", err)
 	}

@@ -2,13 +2,17 @@ package quicnet
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go"
 
 	"scstore"
 	"scstore/propagate/quicnet/authority"
@@ -116,7 +120,7 @@ func TestJoin_LostAnswerCanBeAskedForAgain(t *testing.T) {
 	a := w.host(t, 1, func(o *Options) { o.Joiner = g })
 	token := g.token(t, w.first.Authority(), time.Now().Add(time.Hour), a)
 	dir := t.TempDir()
-	admission, err := authority.NewAdmission(dir)
+	admission, err := authority.NewAdmission(dir, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,5 +252,54 @@ func TestRenew_HolderIssuesForTheIdentityOfTheConnectionOnly(t *testing.T) {
 	}
 	if _, err := b.Request(t.Context(), disk(1), ClassRaft, kindRenew, []byte("junk")); err == nil {
 		t.Error("junk was signed")
+	}
+}
+
+// TestJoin_ShowingTheAuthorityIsNotEnough: the authority's certificate is no secret,
+// so an impostor can show it beside a certificate of its own.
+func TestJoin_ShowingTheAuthorityIsNotEnough(t *testing.T) {
+	w, g := newWorld(t), newGate()
+	trap := newWorld(t)
+	shown := *trap.first.Certificate()
+	shown.Certificate = [][]byte{shown.Certificate[0], w.first.Authority().Certificate()}
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &quic.Transport{Conn: conn}
+	defer func() {
+		if err := errors.Join(transport.Close(), conn.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	config := baseTLS(protocolJoin)
+	config.Certificates = []tls.Certificate{shown}
+	listener, err := transport.Listen(config, &quic.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan error, 1)
+	go func() {
+		conn, err := listener.Accept(t.Context())
+		if err == nil {
+			_, err = conn.AcceptStream(t.Context())
+		}
+		seen <- err
+	}()
+	token, err := authority.NewToken(w.first.Authority(), time.Now().Add(time.Hour), []string{conn.LocalAddr().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Join(t.Context(), ask(token, t.TempDir(), 2)); !errors.Is(err, scstore.ErrInvalid) {
+		t.Errorf("got %v", err)
+	}
+	if err := listener.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-seen; err == nil {
+		t.Error("the impostor was sent something")
+	}
+	if g.calls() != 0 {
+		t.Error("somebody joined")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -170,4 +171,76 @@ func TestSim_StrangersAtTheDoorAreLimited(t *testing.T) {
 			t.Errorf("%v ran out of time", refusals(a, reasonTimeout))
 		}
 	})
+}
+
+// TestSim_RequestUnderWayToAClosingConnectionIsSentAgain has the far end close a
+// quiet connection while a request is on its way to it.
+func TestSim_RequestUnderWayToAClosingConnectionIsSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, wan := newWorld(t), newWAN(40*time.Millisecond, 0)
+		one := func(o *Options) { o.Bulk = 1 }
+		a, b := w.host(t, 1, wan.on(1, one)), w.open(t, 2, wan.on(2, one))
+		served := 0
+		b.Answer(kindEcho, func(_ context.Context, from Peer, request []byte) ([]byte, error) {
+			served++
+			return append([]byte(from.Host+":"), request...), nil
+		})
+		if err := b.Start(); err != nil {
+			t.Fatal(err)
+		}
+		mustEcho(t, b, 1, ClassAsync) // b dials, so b closes
+		time.Sleep(time.Second)
+		p, err := b.peer(disk(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := make(chan error, 1)
+		go func() { answer <- echo(t.Context(), a, 2, ClassAsync) }()
+		time.Sleep(20 * time.Millisecond) // halfway
+		if links(a) != 1 || links(b) != 1 {
+			t.Fatalf("%d and %d connections", links(a), links(b))
+		}
+		p.sweep(time.Now().Add(2 * BulkIdle))
+		if err := <-answer; err != nil {
+			t.Errorf("got %v", err)
+		}
+		if served != 1 {
+			t.Errorf("served %d times", served)
+		}
+	})
+}
+
+func TestLink_ServesNothingOnceItIsClosing(t *testing.T) {
+	w := newWorld(t)
+	p := newPeer(w.host(t, 1, nil), disk(2))
+	l := &link{n: p.n, peer: p, closing: true}
+	if err := l.enter(); !errors.Is(err, scstore.ErrClosed) || l.active != 0 || p.accepted != 0 {
+		t.Errorf("got %v, %d streams", err, l.active)
+	}
+	if l.idleLocked(time.Now().Add(time.Hour)) {
+		t.Error("it is closed once more")
+	}
+}
+
+// TestDoor_HostRemovedWhileItShookHandsIsCutOff: the removal, and the Disconnect that
+// follows it, come between the look at the hello and the link.
+func TestDoor_HostRemovedWhileItShookHandsIsCutOff(t *testing.T) {
+	w := newWorld(t)
+	var looks atomic.Int32
+	a := w.host(t, 1, func(o *Options) {
+		o.Allowed = func(Peer) error {
+			if looks.Add(1) == 1 {
+				return nil
+			}
+			return scstore.ErrFenced
+		}
+	})
+	b := w.host(t, 2, nil)
+	if err := echo(t.Context(), b, 1, ClassRaft); err == nil {
+		t.Log("one request came through before the cut")
+	}
+	eventually(t, "the connection is closed", func() bool { return looks.Load() > 1 && links(a) == 0 })
+	if err := echo(t.Context(), b, 1, ClassRaft); !errors.Is(err, scstore.ErrFenced) && !errors.Is(err, scstore.ErrIndeterminate) {
+		t.Errorf("got %v", err)
+	}
 }

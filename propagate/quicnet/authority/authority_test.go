@@ -232,11 +232,11 @@ func TestKeys_DamagedFilesAreRefused(t *testing.T) {
 func TestAdmission_GoesOnWithTheSameKeyAfterACrash(t *testing.T) {
 	k, _ := mustCreate(t)
 	dir := t.TempDir()
-	first, err := NewAdmission(dir)
+	first, err := NewAdmission(dir, testNow)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := NewAdmission(dir)
+	again, err := NewAdmission(dir, testNow)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,8 +277,22 @@ func TestAdmission_GoesOnWithTheSameKeyAfterACrash(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, joinKeyFile)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the key of the join is still there: %v", err)
 	}
-	if _, err := NewAdmission(dir); !errors.Is(err, scstore.ErrExists) {
+	if _, err := NewAdmission(dir, testNow); !errors.Is(err, scstore.ErrExists) {
 		t.Errorf("join twice: got %v", err)
+	}
+	if _, err := NewAdmission(dir, testNow.Add(DefaultLifetime)); !errors.Is(err, scstore.ErrExists) {
+		t.Errorf("join twice on the certificate's last day: got %v", err)
+	}
+	late := testNow.Add(DefaultLifetime + time.Second)
+	lapsed, err := NewAdmission(dir, late)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if der, err = k.Authority().Issue(lapsed.Request(), id, late, DefaultLifetime); err != nil {
+		t.Fatal(err)
+	}
+	if joined, err = lapsed.Install(pinned, id, der, late); err != nil || !joined.RenewAt().After(late) {
+		t.Errorf("join again after the certificate ended: %v", err)
 	}
 }
 
@@ -288,7 +302,7 @@ func TestKeys_RenewAndHoldKey(t *testing.T) {
 		t.Errorf("renew at %v, want %v", got, want)
 	}
 	dir := t.TempDir()
-	admission, err := NewAdmission(dir)
+	admission, err := NewAdmission(dir, testNow)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/big"
 	"net/url"
@@ -192,7 +193,11 @@ func (a *Authority) Verify(der []byte, now time.Time) (Identity, error) {
 	if _, err := cert.Verify(x509.VerifyOptions{
 		Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}); err != nil {
-		return Identity{}, fmt.Errorf("verify a certificate: %w: %w", err, scstore.ErrInvalid)
+		wrapped := fmt.Errorf("verify a certificate: %w: %w", err, scstore.ErrInvalid)
+		if untimely := (x509.CertificateInvalidError{}); errors.As(err, &untimely) && untimely.Reason == x509.Expired {
+			return Identity{}, scstore.Hint(wrapped, "compare the clocks of the two hosts; a host that was off until its certificate ended joins again with a new token")
+		}
+		return Identity{}, wrapped
 	}
 	if cert.IsCA || len(cert.URIs) != 1 || len(cert.DNSNames)+len(cert.IPAddresses)+len(cert.EmailAddresses) != 0 {
 		return Identity{}, fmt.Errorf("certificate %q is not a host's: %w", cert.Subject.CommonName, scstore.ErrInvalid)

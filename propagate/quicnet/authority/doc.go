@@ -20,9 +20,9 @@
 //	   within its time, it is no authority itself, and its cluster is ours.
 //	I3 A file that holds a secret has mode 0600 from its first byte on, and is loaded
 //	   only if nobody but its owner can read it.
-//	I4 What a crash leaves is a whole folder, or one without a host certificate that
-//	   Create or Install begins anew; a join that was interrupted goes on with the
-//	   same key.
+//	I4 What a crash leaves is a whole folder, or one without a good host certificate
+//	   that Create or Install begins anew; a join that was interrupted goes on with
+//	   the same key.
 //	I5 A token is printed by Encode alone: its String, in a log by mistake, tells
 //	   no secret.
 //

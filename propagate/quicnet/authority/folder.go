@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"scstore"
 )
@@ -35,13 +36,23 @@ const maxFileBytes = 16 << 10
 
 type folder struct{ dir string }
 
-// newFolder makes the folder for a host that is in no cluster yet.
-func newFolder(dir string) (folder, error) {
+// newFolder makes the folder for a host that is in no cluster, or whose certificate
+// has expired at the time now.
+func newFolder(dir string, now time.Time) (folder, error) {
 	f := folder{dir: dir}
-	if _, err := os.Lstat(f.path(hostFile)); err == nil {
-		return folder{}, fmt.Errorf("%s: this host is in a cluster: %w", f.path(hostFile), scstore.ErrExists)
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return folder{}, fmt.Errorf("look for a host certificate: %w", err)
+	_, der, err := f.loadHost()
+	switch {
+	case errors.Is(err, scstore.ErrNotFound):
+	case err != nil:
+		return folder{}, err
+	default:
+		cert, err := parseCertificate(der)
+		if err != nil {
+			return folder{}, fmt.Errorf("load %s: %w", f.path(hostFile), err)
+		}
+		if !now.After(cert.NotAfter) {
+			return folder{}, fmt.Errorf("%s: this host is in a cluster: %w", f.path(hostFile), scstore.ErrExists)
+		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return folder{}, fmt.Errorf("make the folder of keys: %w", err)

@@ -37,7 +37,7 @@ func Create(dir string, id Identity, now time.Time) (*Keys, error) {
 	if err := id.Validate(); err != nil {
 		return nil, err
 	}
-	f, err := newFolder(dir)
+	f, err := newFolder(dir, now)
 	if err != nil {
 		return nil, err
 	}
@@ -72,12 +72,14 @@ type Admission struct {
 }
 
 // NewAdmission makes the key of a host that is to join, or finds the one that an
-// interrupted join left, so that the same host asks again with the same key.
+// interrupted join left, so that the same host asks again with the same key. A host
+// whose certificate has expired, because it was off for long, joins again.
 //
 // Durability: the key is on stable storage. Errors: ErrExists if the folder holds a
-// host's certificate already; ErrInvalid if others can read the key.
-func NewAdmission(dir string) (*Admission, error) {
-	f, err := newFolder(dir)
+// host's certificate that is good at the time now; ErrInvalid if others can read a
+// key.
+func NewAdmission(dir string, now time.Time) (*Admission, error) {
+	f, err := newFolder(dir, now)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,7 +51,7 @@ func (w *world) keys(t *testing.T, n byte) *authority.Keys {
 	if n == 1 {
 		return w.first
 	}
-	admission, err := authority.NewAdmission(t.TempDir())
+	admission, err := authority.NewAdmission(t.TempDir(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,6 +293,45 @@ func TestTransport_NoHandlerRunsAfterClose(t *testing.T) {
 	}
 	if conn != nil {
 		conn.Close()
+	}
+}
+
+// TestTransport_CloseWaitsForAHandlerThatRuns closes while the library's handler is
+// held.
+func TestTransport_CloseWaitsForAHandlerThatRuns(t *testing.T) {
+	w := newWorld(t)
+	from, b := started(t, w.host(t, 1), silent, unwanted), w.host(t, 2)
+	begun, leave := make(chan struct{}), make(chan struct{})
+	var ended atomic.Bool
+	to := b.Create(config.NodeHostConfig{}, func(raftpb.MessageBatch) {
+		close(begun)
+		<-leave
+		ended.Store(true)
+	}, unwanted)
+	if err := to.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := from.GetConnection(t.Context(), Target(disk(2)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SendMessageBatch(batch(1, message(1, "x"))); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	closed := make(chan error, 1)
+	go func() {
+		err := to.Close()
+		if !ended.Load() {
+			err = errors.Join(err, errors.New("closed while a handler ran"))
+		}
+		closed <- err
+	}()
+	time.Sleep(20 * time.Millisecond) // for a Close that does not wait to show it
+	close(leave)
+	if err := <-closed; err != nil {
+		t.Error(err)
 	}
 }
 
