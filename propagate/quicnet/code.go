@@ -44,6 +44,7 @@ var codes = []struct {
 	{26, scstore.ErrClosed},
 	{27, scstore.ErrPoisoned},
 	{28, scstore.ErrVersion},
+	{29, scstore.ErrAbsent},
 }
 
 // codeOf returns the code of an error's sentinel.
