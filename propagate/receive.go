@@ -84,6 +84,7 @@ func (v *Receiver) manifestFrame(kind wire.Kind, body []byte) (done bool, err er
 		return true, v.Jump.ManifestEnd()
 	case wire.KindRefusal:
 		return false, refused(body)
+	case wire.KindManifestRequest, wire.KindBlocksRequest, wire.KindRun, wire.KindAbsent:
 	}
 	return false, unexpected(kind)
 }
@@ -126,6 +127,7 @@ func (v *Receiver) blocksFrame(id RequestID, kind wire.Kind, body []byte) (done 
 		return err == nil, err
 	case wire.KindRefusal:
 		return false, refused(body)
+	case wire.KindManifestRequest, wire.KindManifest, wire.KindExtents, wire.KindSpans, wire.KindBlocksRequest:
 	}
 	return false, unexpected(kind)
 }

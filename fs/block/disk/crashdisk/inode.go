@@ -80,15 +80,13 @@ func (n *inode) write(index int64, p *page, rng func(int) int) {
 	if old == p {
 		return
 	}
-	h := n.dirty[index]
-	switch {
-	case h == nil:
+	if h := n.dirty[index]; h != nil {
+		h.versions = keep(h.versions, old, rng)
+	} else {
 		if n.dirty == nil {
 			n.dirty = make(map[int64]*history)
 		}
 		n.dirty[index] = &history{versions: []*page{old}}
-	default:
-		h.versions = keep(h.versions, old, rng)
 	}
 	n.set(index, p)
 }
