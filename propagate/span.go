@@ -54,7 +54,7 @@ func (m *bitmap) count() (n int) {
 // appendExtents appends the runs of the map, for a span that begins at block start.
 // A run that continues the last extent joins it.
 func (m *bitmap) appendExtents(dst []scstore.Extent, start scstore.BlockIndex) []scstore.Extent {
-	for b := 0; b < SpanBlocks; b++ {
+	for b := range SpanBlocks {
 		if m[b/64]&(1<<(b%64)) == 0 {
 			continue
 		}
