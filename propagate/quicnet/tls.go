@@ -60,7 +60,7 @@ func (n *Net) serverTLS() *tls.Config {
 
 // certificate returns this host's certificate of the moment to the TLS library, which
 // knows certificates that cannot be had.
-func (n *Net) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) { //nolint:unparam // the library's signature
+func (n *Net) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return n.o.Keys.Certificate(), nil
 }
 
