@@ -95,7 +95,8 @@ type Options struct {
 	// Resolve returns where a host is, as host:port, the likeliest first. Errors:
 	// ErrNotFound for a host that is none.
 	Resolve func(ctx context.Context, disk scstore.StoreID) ([]string, error)
-	// Allowed says whether a host may talk to this one. Its error is told to the peer.
+	// Allowed says whether a host may talk to this one; nil: every host of the cluster
+	// may. Its error is told to the peer.
 	Allowed func(Peer) error
 	// Joiner lets hosts join; nil: nobody joins through this host.
 	Joiner Joiner
