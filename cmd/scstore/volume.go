@@ -16,7 +16,7 @@ import (
 func newVolume(e *environ) *cobra.Command {
 	return group("volume", "writable disks",
 		newVolumeCreate(e), newList(e, api.KindVolume), newInfo(e, api.KindVolume), newRemove(e, api.KindVolume), newExport(e, api.KindVolume),
-		newSnapshot(e), newClone(e))
+		newSnapshot(e), newClone(e), newRollback(e))
 }
 
 func newVolumeCreate(e *environ) *cobra.Command {
@@ -229,5 +229,38 @@ them.`, kind),
 	}
 	cmd.Flags().BoolVar(&o.Force, "force", false, "close open NBD connections first")
 	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only say what would be removed")
+	return cmd
+}
+
+func newRollback(e *environ) *cobra.Command {
+	var o api.RemoveOptions
+	cmd := &cobra.Command{
+		Use:   "rollback VOL@SNAP",
+		Short: "make a volume what it was at a snapshot",
+		Long: `Make a volume what it was at a snapshot. What was written since is gone: --dry-run
+says how much that is.
+
+It takes the volume's latest snapshot alone; later ones are to be removed before.
+Open NBD connections are in the way, unless --force closes them.`,
+		Args: exactArgs("VOL@SNAP"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return e.withClient(func(c *api.Client) error {
+				p := e.progress("roll back to "+args[0], 0)
+				r, err := c.Rollback(cmd.Context(), args[0], o, p.set)
+				p.end()
+				if err != nil {
+					return err
+				}
+				verb := "rolled back to"
+				if r.DryRun {
+					verb = "would roll back to"
+				}
+				e.talk("%s %q: %s were written since", verb, r.Snapshot, humanSize(r.LostBytes))
+				return e.print(r, nil)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&o.Force, "force", false, "close open NBD connections first")
+	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only say what would be lost")
 	return cmd
 }

@@ -121,6 +121,11 @@ func (c *Client) Remove(ctx context.Context, kind Kind, name string, o RemoveOpt
 	if err != nil {
 		return Removal{}, err
 	}
+	return call[Removal](ctx, c, http.MethodDelete, path+"?"+o.query(), nil)
+}
+
+// query encodes the options.
+func (o RemoveOptions) query() string {
 	q := url.Values{}
 	if o.Force {
 		q.Set("force", "1")
@@ -128,7 +133,24 @@ func (c *Client) Remove(ctx context.Context, kind Kind, name string, o RemoveOpt
 	if o.DryRun {
 		q.Set("dry_run", "1")
 	}
-	return call[Removal](ctx, c, http.MethodDelete, path+"?"+q.Encode(), nil)
+	return q.Encode()
+}
+
+// Rollback makes a volume what it was at a snapshot: name is VOLUME@SNAPSHOT. It is
+// durable when this returns. progress, in bytes, may be nil.
+func (c *Client) Rollback(ctx context.Context, name string, o RemoveOptions, progress func(done, total int64)) (Rollback, error) {
+	path, err := namePath(KindVolume, name)
+	if err != nil {
+		return Rollback{}, err
+	}
+	l, err := c.follow(ctx, http.MethodPost, path+"/rollback?"+o.query(), progress)
+	if err != nil {
+		return Rollback{}, err
+	}
+	if l.Rollback == nil {
+		return Rollback{}, c.broken(ctx, io.ErrUnexpectedEOF)
+	}
+	return *l.Rollback, nil
 }
 
 // Doctor makes the host check itself. progress, in bytes, may be nil.
@@ -175,7 +197,7 @@ func (c *Client) follow(ctx context.Context, method, path string, progress func(
 		switch {
 		case l.Error != nil:
 			return Line{}, l.Error.Err()
-		case l.Report != nil || l.Volume != nil:
+		case l.Report != nil || l.Volume != nil || l.Rollback != nil:
 			return l, nil
 		case progress != nil:
 			progress(l.DoneBytes, l.TotalBytes)

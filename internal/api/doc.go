@@ -15,6 +15,7 @@
 //	GET    /v1/volumes/NAME, /v1/images/NAME            Volume
 //	DELETE /v1/volumes/NAME?force=1&dry_run=1           Removal
 //	POST   /v1/volumes/VOLUME@SNAPSHOT/snapshot         lines of Line, the last one holds the Volume
+//	POST   /v1/volumes/VOLUME@SNAPSHOT/rollback?force=1&dry_run=1   lines of Line, the last one holds the Rollback
 //	GET    /v1/volumes/NAME/data            the bytes, as the stream of stream.go
 //	PUT    /v1/images/NAME/data             import: the same stream as the request's body
 //	GET    /metrics                         Prometheus text

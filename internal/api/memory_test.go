@@ -76,6 +76,13 @@ func (m *memory) CreateSnapshot(_ context.Context, name string, progress func(do
 	return v, nil
 }
 
+func (m *memory) Rollback(_ context.Context, name string, o api.RemoveOptions, progress func(done, total int64)) (api.Rollback, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	progress(1, 2)
+	return api.Rollback{Snapshot: name, LostBytes: 4096, DryRun: o.DryRun}, m.fail
+}
+
 func (m *memory) Remove(ctx context.Context, kind api.Kind, name string, o api.RemoveOptions) (api.Removal, error) {
 	v, err := m.Get(ctx, kind, name)
 	if err != nil {

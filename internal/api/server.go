@@ -136,6 +136,7 @@ func (s *Server) routes(g prometheus.Gatherer) http.Handler {
 	mux.HandleFunc("GET /v1/doctor", s.doctor)
 	mux.HandleFunc("POST /v1/volumes", s.createVolume)
 	mux.HandleFunc("POST /v1/volumes/{name}/snapshot", s.createSnapshot)
+	mux.HandleFunc("POST /v1/volumes/{name}/rollback", s.rollback)
 	for _, kind := range []Kind{KindVolume, KindImage} {
 		path := "/v1/" + kind.plural()
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) { s.list(w, r, kind) })
@@ -188,10 +189,13 @@ func (s *Server) createVolume(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) remove(w http.ResponseWriter, r *http.Request, kind Kind) {
-	q := r.URL.Query()
-	o := RemoveOptions{Force: q.Get("force") == "1", DryRun: q.Get("dry_run") == "1"}
-	v, err := s.service.Remove(r.Context(), kind, r.PathValue("name"), o)
+	v, err := s.service.Remove(r.Context(), kind, r.PathValue("name"), removeOptions(r))
 	s.reply(w, r, http.StatusOK, v, err)
+}
+
+func removeOptions(r *http.Request) RemoveOptions {
+	q := r.URL.Query()
+	return RemoveOptions{Force: q.Get("force") == "1", DryRun: q.Get("dry_run") == "1"}
 }
 
 func (s *Server) doctor(w http.ResponseWriter, r *http.Request) {
@@ -207,6 +211,15 @@ func (s *Server) createSnapshot(w http.ResponseWriter, r *http.Request) {
 	lines(w, func(l *Line, progress func(done, total int64)) error {
 		v, err := s.service.CreateSnapshot(r.Context(), r.PathValue("name"), progress)
 		l.Volume = &v
+		return err
+	})
+}
+
+// rollback is POST /v1/volumes/VOLUME@SNAPSHOT/rollback.
+func (s *Server) rollback(w http.ResponseWriter, r *http.Request) {
+	lines(w, func(l *Line, progress func(done, total int64)) error {
+		v, err := s.service.Rollback(r.Context(), r.PathValue("name"), removeOptions(r), progress)
+		l.Rollback = &v
 		return err
 	})
 }

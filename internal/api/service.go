@@ -27,6 +27,10 @@ type Catalog interface {
 	// durably. progress, in bytes, is called from one goroutine. Errors: ErrNotFound,
 	// ErrExists, ErrInvalid.
 	CreateSnapshot(ctx context.Context, name string, progress func(done, total int64)) (Volume, error)
+	// Rollback makes a volume what it was at VOLUME@SNAPSHOT, durably. progress as for
+	// CreateSnapshot. Errors: ErrNotFound, ErrInvalid, ErrBusy (later snapshots,
+	// connections).
+	Rollback(ctx context.Context, name string, o RemoveOptions, progress func(done, total int64)) (Rollback, error)
 	// Remove removes one, or a snapshot, durably. Errors: ErrNotFound, ErrBusy (clones,
 	// snapshots, connections).
 	Remove(ctx context.Context, kind Kind, name string, o RemoveOptions) (Removal, error)

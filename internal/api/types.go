@@ -76,6 +76,14 @@ type Removal struct {
 	ClosedConns int    `json:"closed_connections"`
 }
 
+// Rollback says what a rollback did, or would do.
+type Rollback struct {
+	Snapshot    string `json:"snapshot"`   // VOLUME@SNAPSHOT
+	LostBytes   int64  `json:"lost_bytes"` // in blocks that were written since
+	DryRun      bool   `json:"dry_run"`
+	ClosedConns int    `json:"closed_connections"`
+}
+
 // Status is what a host says about itself.
 type Status struct {
 	Version   string      `json:"version"`
@@ -160,9 +168,10 @@ func (r Report) Worst() Severity {
 // Line is one line of an answer that takes long. The last one has a result or an
 // error.
 type Line struct {
-	DoneBytes  int64   `json:"done_bytes"`
-	TotalBytes int64   `json:"total_bytes"`
-	Report     *Report `json:"report,omitempty"` // of doctor
-	Volume     *Volume `json:"volume,omitempty"` // of a snapshot
-	Error      *Error  `json:"error,omitempty"`
+	DoneBytes  int64     `json:"done_bytes"`
+	TotalBytes int64     `json:"total_bytes"`
+	Report     *Report   `json:"report,omitempty"` // of doctor
+	Volume     *Volume   `json:"volume,omitempty"` // of a snapshot
+	Rollback   *Rollback `json:"rollback,omitempty"`
+	Error      *Error    `json:"error,omitempty"`
 }

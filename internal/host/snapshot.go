@@ -184,6 +184,99 @@ func (h *Host) removeSnapshot(ctx context.Context, p place, o api.RemoveOptions)
 	return out, t.Unmark(snapshotTag(p.snap.Position))
 }
 
+// Rollback makes a volume what it was at a snapshot. What was written since is gone,
+// and must not be in a later snapshot: those are to be removed first, so that nobody
+// loses one unawares.
+func (h *Host) Rollback(ctx context.Context, name string, o api.RemoveOptions, progress func(done, total int64)) (api.Rollback, error) {
+	out, err := h.rollback(ctx, name, o, progress)
+	if err != nil {
+		return out, fmt.Errorf("roll back to %q: %w", name, err)
+	}
+	return out, nil
+}
+
+func (h *Host) rollback(ctx context.Context, name string, o api.RemoveOptions, progress func(done, total int64)) (api.Rollback, error) {
+	p, err := h.find(api.KindVolume, name)
+	if err == nil && p.snap == nil {
+		err = scstore.Hint(fmt.Errorf("it names no snapshot: %w", scstore.ErrInvalid), "list them with scstore volume info %s", name)
+	}
+	if err != nil {
+		return api.Rollback{}, err
+	}
+	whole := place{Record: p.Record}
+	v := h.describe(whole, nil)
+	out := api.Rollback{Snapshot: name, DryRun: o.DryRun, ClosedConns: v.Connections}
+	var later []string
+	for _, s := range v.Snapshots {
+		if s.Position.Compare(p.snap.Position) > 0 {
+			later = append(later, p.Name+"@"+s.Name)
+		}
+	}
+	t, err := h.blocks.Table(p.ID)
+	switch {
+	case err != nil:
+		return out, err
+	case len(later) > 0:
+		return out, scstore.Hint(fmt.Errorf("%d snapshots are later: %w", len(later), scstore.ErrBusy), "remove them first: %s", some(later))
+	case v.Connections > 0 && !o.Force:
+		return out, connected(v)
+	}
+	if out.LostBytes, err = writtenSince(ctx, t, snapshotTag(p.snap.Position)); err != nil || o.DryRun {
+		return out, err
+	}
+	s := h.slot(whole.key())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if out.ClosedConns, err = h.drain(ctx, s, o.Force); err != nil {
+		return out, err
+	}
+	if s.v == nil {
+		if err := h.openVolume(ctx, s, whole); err != nil {
+			return out, err
+		}
+	}
+	if err := t.Rollback(snapshotTag(p.snap.Position)); err != nil {
+		return out, err
+	}
+	h.log.Info("volume rolled back", "volume", p.Name, "snapshot", p.snap.Name, "bytes", out.LostBytes)
+	// The content is as it was. A crash before the epoch is committed leaves it to the
+	// next seal, which names the whole volume.
+	return out, h.commitRollback(ctx, s.v, p, progress)
+}
+
+// commitRollback makes an epoch of the snapshot's content.
+func (h *Host) commitRollback(ctx context.Context, v *volume.Volume, p place, progress func(done, total int64)) error {
+	m, err := v.Seal(ctx, progress)
+	if err != nil {
+		return err
+	}
+	_, err = h.meta.Propose(ctx, meta.Command{Op: meta.Rollback{
+		ID: p.ID, Snapshot: p.snap.Name, Fence: m.Position.Fence, Parent: m.Parent, Epoch: m.Position.Epoch, Digest: m.Root,
+	}})
+	if err != nil {
+		return err
+	}
+	return v.Committed(m.Position)
+}
+
+// writtenSince counts the bytes of blocks that were written since a mark.
+func writtenSince(ctx context.Context, t *block.Table, since scstore.Tag) (bytes int64, err error) {
+	const batch = 4096
+	for start := scstore.BlockIndex(0); ; {
+		list, err := t.Changed(ctx, since, scstore.Tag{}, start, batch)
+		if err != nil {
+			return 0, err
+		}
+		for _, e := range list {
+			bytes += int64(e.Count) * scstore.BlockSize
+		}
+		if len(list) < batch {
+			return bytes, nil
+		}
+		start = list[len(list)-1].End()
+	}
+}
+
 // sweepMarks takes back the marks of snapshots that have no name, for a crash came
 // between, or took it away (I2).
 func (h *Host) sweepMarks() error {
