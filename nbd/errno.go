@@ -111,6 +111,7 @@ var errnoTable = []struct {
 	{scstore.ErrUnreachable, EIO},
 	{scstore.ErrCorrupt, EIO},
 	{scstore.ErrPoisoned, EIO},
+	{scstore.ErrNoMajority, EIO},
 	{scstore.ErrVersion, ENOTSUP},
 }
 
