@@ -39,6 +39,7 @@ var layers = map[string][]string{
 	"propagate/quicnet/authority": {"."},
 	"propagate/quicnet":           {".", "internal/invariant", "propagate/quicnet/authority"},
 	"propagate/quicnet/raftnet":   {".", "propagate/quicnet", "propagate/quicnet/authority"},
+	"consensus/consensustest":     {".", "consensus"},
 }
 
 // libraries names the packages that may import each library outside of tests; "*"
@@ -50,10 +51,11 @@ var libraries = map[string][]string{
 	"github.com/docker/go-units":              {"cmd/scstore"},
 	"github.com/gofrs/flock":                  {"internal/host"},
 	"github.com/pierrec/lz4":                  {"propagate/codec"},
-	"github.com/lni/dragonboat":               {"propagate/quicnet/raftnet"},
-	"github.com/prometheus/client_golang":     {"fs/block", "fs/volume", "internal/api", "internal/host", "nbd", "propagate/quicnet", "propagate/quicnet/raftnet"},
+	"github.com/lni/dragonboat":               {"consensus", "consensus/consensustest", "propagate/quicnet/raftnet"},
+	"github.com/prometheus/client_golang":     {"consensus", "fs/block", "fs/volume", "internal/api", "internal/host", "nbd", "propagate/quicnet", "propagate/quicnet/raftnet"},
 	"github.com/quic-go/quic-go":              {"propagate/quicnet"},
 	"google.golang.org/protobuf":              {"propagate/quicnet/raftnet"},
+	"github.com/lni/vfs":                      {"consensus"},
 	"github.com/schollz/progressbar":          {"cmd/scstore"},
 	"github.com/spf13/cobra":                  {"cmd/scstore"},
 	"github.com/tidwall/btree":                {"fs/block", "fs/volume"},

@@ -24,13 +24,14 @@ var (
 	ErrClosed        = errors.New("closed")                   // the volume or store was closed
 	ErrPoisoned      = errors.New("poisoned by an I/O error") // unsynced writes were lost: restart replays from disk
 	ErrVersion       = errors.New("unsupported version")      // made by a newer scstore: use that one
+	ErrNoMajority    = errors.New("no majority")              // not applied: too few members of the group answer; retry
 )
 
 // Sentinels returns all of the sentinel errors, in a fixed order.
 func Sentinels() []error {
 	return []error{
 		ErrNotFound, ErrExists, ErrInvalid, ErrReadOnly, ErrFenced, ErrBusy, ErrIndeterminate,
-		ErrUnreachable, ErrAbsent, ErrCorrupt, ErrNoSpace, ErrClosed, ErrPoisoned, ErrVersion,
+		ErrUnreachable, ErrAbsent, ErrCorrupt, ErrNoSpace, ErrClosed, ErrPoisoned, ErrVersion, ErrNoMajority,
 	}
 }
 

@@ -112,6 +112,7 @@ var errnoTable = []struct {
 	{scstore.ErrAbsent, EIO},
 	{scstore.ErrCorrupt, EIO},
 	{scstore.ErrPoisoned, EIO},
+	{scstore.ErrNoMajority, EIO},
 	{scstore.ErrVersion, ENOTSUP},
 }
 

@@ -38,6 +38,7 @@ var exitCodes = []struct {
 	{scstore.ErrPoisoned, 14, "the disk failed: restart the host"},
 	{scstore.ErrClosed, 13, "the host is stopping"},
 	{scstore.ErrVersion, 15, "made by a newer version of scstore"},
+	{scstore.ErrNoMajority, 17, "too few hosts of the cluster answer; nothing was changed"},
 	{errFindings, 20, "doctor found something wrong"},
 	{errTerminated, 143, "broken off by SIGTERM; nothing is half-made"},
 	{errInterrupted, 130, "broken off by SIGINT; nothing is half-made"},

@@ -44,6 +44,7 @@ var codes = []struct {
 	{scstore.ErrClosed, "closed", http.StatusServiceUnavailable},
 	{scstore.ErrPoisoned, "poisoned", http.StatusInternalServerError},
 	{scstore.ErrVersion, "version", http.StatusNotImplemented},
+	{scstore.ErrNoMajority, "no_majority", http.StatusServiceUnavailable},
 }
 
 // NewError returns err as it crosses the interface, and its HTTP status. The

@@ -45,6 +45,7 @@ var codes = []struct {
 	{27, scstore.ErrPoisoned},
 	{28, scstore.ErrVersion},
 	{29, scstore.ErrAbsent},
+	{30, scstore.ErrNoMajority},
 }
 
 // codeOf returns the code of an error's sentinel.
