@@ -29,9 +29,9 @@ func testState() *meta.State {
 }
 
 func TestGolden_Cluster(t *testing.T) {
-	golden(t, "entry", testEntry().encode(testCluster))
-	golden(t, "group_snapshot", groupSnapshot(testCluster, 7, 1234, testState()))
-	golden(t, "member", testMember.encode())
+	golden(t, "v1/entry", testEntry().encode(testCluster))
+	golden(t, "v2/group_snapshot", groupSnapshot(testCluster, 7, 1234, testState()))
+	golden(t, "v1/member", testMember.encode())
 }
 
 func TestParseEntry_ReadsWhatWasWritten(t *testing.T) {

@@ -77,9 +77,10 @@ func (c *Cluster) awaitLeader(ctx context.Context, id GroupID) error {
 // lags or another transfer is under way, and never says so. Proposals are refused for
 // the moment of the transfer.
 //
-// Errors: ErrNotFound if the disk is no voter of the group; ErrInvalid if this host
-// is none (only voters can ask); ErrNoMajority if it did not happen within the
-// Timeout (it still may); ErrClosed; ctx's cause.
+// Errors, both as this host has applied the members: ErrNotFound if the disk is no
+// voter of the group, ErrInvalid if this host is none (only voters can ask);
+// ErrNoMajority if it did not happen within the Timeout (it still may); ErrClosed;
+// ctx's cause.
 func (c *Cluster) TransferLeader(ctx context.Context, id GroupID, disk DiskID) error {
 	if err := c.transfer(ctx, id, disk); err != nil {
 		return fmt.Errorf("move leader of group %d to disk %v: %w", id, disk, err)

@@ -102,6 +102,10 @@ func TestCluster_FourthMemberCatchesUpFromASnapshot(t *testing.T) {
 		w.cutPower(fourth)
 		w.open(fourth, consensus.Group{NonVoting: true})
 		w.agree(want)
+		w.leader()
+		if err := fourth.c.Read(t.Context(), theGroup, func(*meta.State) {}); err != nil { // and so its promotion is seen
+			t.Fatal(err)
+		}
 		if err := fourth.c.TransferLeader(t.Context(), theGroup, fourth.disk); err != nil {
 			t.Errorf("lead as the fourth: %v", err)
 		}
