@@ -230,10 +230,10 @@ func (o Intent) apply(s *State) Result {
 		return Result{Code: CodeLimit}
 	}
 	for _, id := range o.Volumes {
-		v, code := s.writable(id)
+		v, refused := s.writable(id)
 		switch {
 		case v == nil:
-			return touched(id, code)
+			return refused
 		case v.revoked:
 			return v.refuse(CodeRevoked)
 		case !v.intent.IsZero():
