@@ -224,6 +224,8 @@ func (o Intent) apply(s *State) Result {
 		return Result{Code: code}
 	}
 	switch {
+	case s.removed(o.From):
+		return Result{Code: CodeDiskRemoved}
 	case o.DeadlineMs <= s.clockMs:
 		return Result{Code: CodeExpired}
 	case len(s.moves) >= MaxMoves:
