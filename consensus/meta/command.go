@@ -96,6 +96,14 @@ const (
 	kindRollback       opKind = 46
 	kindRenew          opKind = 47
 	kindTakeOver       opKind = 48
+	kindFreeze         opKind = 49
+	kindUnfreeze       opKind = 50
+	kindImport         opKind = 51
+	kindDropImport     opKind = 52
+	kindForward        opKind = 53
+	kindActivate       opKind = 54
+	kindDropForward    opKind = 55
+	kindRelink         opKind = 56
 )
 
 // ops says of each kind what it is: its zero value, the states that it belongs to,
@@ -154,6 +162,14 @@ var ops = [...]struct {
 	kindRollback:       {Rollback{}, scopeVolumes, true},
 	kindRenew:          {Renew{}, scopeVolumes, true},
 	kindTakeOver:       {TakeOver{}, scopeVolumes, false},
+	kindFreeze:         {Freeze{}, scopeVolumes, false},
+	kindUnfreeze:       {Unfreeze{}, scopeVolumes, false},
+	kindImport:         {Import{}, scopeVolumes, false},
+	kindDropImport:     {DropImport{}, scopeVolumes, false},
+	kindForward:        {Forward{}, scopeVolumes, false},
+	kindActivate:       {Activate{}, scopeVolumes, false},
+	kindDropForward:    {DropForward{}, scopeVolumes, false},
+	kindRelink:         {Relink{}, scopeNames, false},
 }
 
 // newOp returns the zero operation of a kind, nil for an unknown one.

@@ -41,7 +41,9 @@
 //	    fork that waits for its old owner is kept, and so is its volume
 //	I11 a volume is in at most one move, and its holder is the move's source; a
 //	    hand-off is decided once, and then intended no more
-//	I12 every collection is bounded (the Max constants), and equal states have equal
+//	I12 a record that is on its way to another group, or from one, is changed by
+//	    removals of disks and passing deadlines alone
+//	I13 every collection is bounded (the Max constants), and equal states have equal
 //	    bytes
 //
 // Hand-off: of HandOff, Cancel and DropIntent (or Expire) with one id, the first in
@@ -64,6 +66,10 @@
 // tombstone still counts as based on its base. Across groups references come first
 // (create: volume, then Link; remove: Unlink, then Remove; clone: AddRef, then
 // CreateVolume; delete: clone, then DropRef), and Orphans finds what a crash left.
+//
+// A volume changes its group in numbered steps that may each be repeated (regroup.go):
+// Freeze, Import, Forward, Activate, Relink. Forward, in the old group, decides; at any
+// time at most one group lets the volume change.
 //
 // The formats of commands, results and states are in wire.go.
 //

@@ -17,7 +17,7 @@ func pos(fence, epoch uint64) scstore.Position {
 }
 
 // apply runs an unprotected command and wants this code.
-func apply(t *testing.T, s *meta.State, op meta.Op, want meta.Code) meta.Result {
+func apply(t testing.TB, s *meta.State, op meta.Op, want meta.Code) meta.Result {
 	t.Helper()
 	got := s.Apply(meta.Command{Op: op})
 	if got.Code != want {
@@ -74,7 +74,7 @@ const (
 
 // volumeGroup returns the state of a volume group with three disks and volume 1,
 // which disk a writes under fence 1; its head is 1.1.
-func volumeGroup(t *testing.T) *meta.State {
+func volumeGroup(t testing.TB) *meta.State {
 	t.Helper()
 	s := meta.NewGroup(meta.FirstVolumes)
 	for disk, site := range map[meta.DiskID]meta.SiteID{diskA: siteA, diskB: siteB, diskC: siteC} {
@@ -85,7 +85,7 @@ func volumeGroup(t *testing.T) *meta.State {
 }
 
 // addVolume makes a volume that disk a writes, with head 1.1.
-func addVolume(t *testing.T, s *meta.State, n byte) {
+func addVolume(t testing.TB, s *meta.State, n byte) {
 	t.Helper()
 	v := volume(n, "")
 	apply(t, s, v, meta.CodeOK)
@@ -108,7 +108,7 @@ func ack(disk meta.DiskID, seq uint64, at scstore.Position, complete bool) meta.
 }
 
 // acked applies a report of volume 1 and wants this code for it.
-func acked(t *testing.T, s *meta.State, disk meta.DiskID, seq uint64, at scstore.Position, complete bool, want meta.Code) {
+func acked(t testing.TB, s *meta.State, disk meta.DiskID, seq uint64, at scstore.Position, complete bool, want meta.Code) {
 	t.Helper()
 	if got := apply(t, s, ack(disk, seq, at, complete), meta.CodeOK).Each[0]; got.Code != want {
 		t.Fatalf("report of %s at %v: got %q, want %q", disk, at, got.Code, want)

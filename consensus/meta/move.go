@@ -224,16 +224,18 @@ func (o Intent) apply(s *State) Result {
 		return Result{Code: code}
 	}
 	switch {
+	case s.removed(o.From):
+		return Result{Code: CodeDiskRemoved}
 	case o.DeadlineMs <= s.clockMs:
 		return Result{Code: CodeExpired}
 	case len(s.moves) >= MaxMoves:
 		return Result{Code: CodeLimit}
 	}
 	for _, id := range o.Volumes {
-		v, code := s.writable(id)
+		v, refused := s.writable(id)
 		switch {
 		case v == nil:
-			return touched(id, code)
+			return refused
 		case v.revoked:
 			return v.refuse(CodeRevoked)
 		case !v.intent.IsZero():

@@ -62,9 +62,9 @@ func (o Expire) validate() error { return validateTime(o.NowMs) }
 
 func (o PutPin) apply(s *State) Result {
 	s.tick(o.NowMs)
-	v := s.records[o.ID]
-	if v == nil || v.Life == Tombstone {
-		return Result{Code: CodeNoVolume}
+	v, refused := s.usable(o.ID)
+	if v == nil {
+		return refused
 	}
 	if o.Pin.DeadlineMs <= s.clockMs {
 		return v.refuse(CodeExpired)
@@ -97,9 +97,9 @@ func (o PutPin) apply(s *State) Result {
 }
 
 func (o DropPin) apply(s *State) Result {
-	v := s.records[o.ID]
+	v, refused := s.settled(o.ID)
 	if v == nil {
-		return Result{Code: CodeNoVolume}
+		return refused
 	}
 	if p, i := find(v.pins, o.Pin, comparePin); p != nil {
 		v.pins = slices.Delete(v.pins, i, i+1)

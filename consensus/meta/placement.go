@@ -94,10 +94,10 @@ func (o JoinInSync) validate() error {
 }
 
 func (o SetPlacement) apply(s *State) Result {
-	v := s.records[o.ID]
+	v, refused := s.usable(o.ID)
 	switch {
-	case v == nil || v.Life != Live:
-		return Result{Code: CodeNoVolume}
+	case v == nil:
+		return refused
 	case v.Kind == KindBranch:
 		return v.refuse(CodeImage)
 	}
@@ -112,9 +112,9 @@ func (o SetPlacement) apply(s *State) Result {
 
 // held returns a volume that the holder of this fence may change.
 func (s *State) held(id scstore.VolumeID, f scstore.Fence) (*volume, Result) {
-	v, code := s.writable(id)
+	v, refused := s.writable(id)
 	if v == nil {
-		return nil, touched(id, code)
+		return nil, refused
 	}
 	if code := v.checkFence(f); code != CodeOK {
 		return nil, v.refuse(code)

@@ -123,9 +123,9 @@ func (o TakeOver) validate() error {
 }
 
 func (o Revoke) apply(s *State) Result {
-	v, code := s.writable(o.ID)
+	v, refused := s.writable(o.ID)
 	if v == nil {
-		return touched(o.ID, code)
+		return refused
 	}
 	return s.revoke(v, o.Fence)
 }
@@ -155,9 +155,9 @@ func (s *State) revoke(v *volume, f scstore.Fence) Result {
 }
 
 func (o Promote) apply(s *State) Result {
-	v, code := s.writable(o.ID)
+	v, refused := s.writable(o.ID)
 	if v == nil {
-		return touched(o.ID, code)
+		return refused
 	}
 	if !v.revoked && v.Fence == o.Fence && v.Holder == o.Holder && v.grantedAt(o.Fence, o.Position) {
 		return Result{Code: CodeOK, ID: o.ID, Fence: v.Fence, Position: v.Head}
@@ -260,9 +260,9 @@ func (o RegisterBranch) apply(s *State) Result {
 		}
 		return Result{Code: CodeIDTaken}
 	}
-	v := s.records[o.ID]
+	v, refused := s.settled(o.ID)
 	if v == nil {
-		return Result{Code: CodeNoVolume}
+		return refused
 	}
 	fork := v.fork(o.Fence, o.Disk)
 	switch {
@@ -310,9 +310,9 @@ const branchPrefix = "@diverged-"
 func BranchSuffix(f scstore.Fence) string { return fmt.Sprint(branchPrefix, uint64(f)) }
 
 func (o ReportNoBranch) apply(s *State) Result {
-	v := s.records[o.ID]
+	v, refused := s.settled(o.ID)
 	if v == nil {
-		return Result{Code: CodeNoVolume}
+		return refused
 	}
 	if fork := v.fork(o.Fence, o.Disk); fork != nil {
 		if v.revoked && o.Fence == v.Fence-1 {
@@ -337,9 +337,9 @@ func (o Renew) apply(s *State) Result {
 }
 
 func (o TakeOver) apply(s *State) Result {
-	v, code := s.writable(o.ID)
+	v, refused := s.writable(o.ID)
 	if v == nil {
-		return touched(o.ID, code)
+		return refused
 	}
 	if !v.revoked {
 		holder := s.disks[v.Holder]

@@ -297,14 +297,23 @@ func Orphans(names, volumes *State, others map[GroupID]*State, olderThanMs int64
 			list = append(list, Orphan{ID: id})
 		}
 		for _, r := range v.refs {
-			group := others[r.Group]
-			if r.Group == volumes.group {
-				group = volumes
-			}
-			if group != nil && group.records[r.Clone] == nil && r.AddedAtMs < olderThanMs {
+			_, readable := others[r.Group]
+			if (readable || r.Group == volumes.group) && r.AddedAtMs < olderThanMs && !volumes.knows(r.Clone) && !anyKnows(others, r.Clone) {
 				list = append(list, Orphan{ID: id, Clone: r.Clone})
 			}
 		}
 	}
 	return list
+}
+
+// knows reports whether a record is here, or went from here.
+func (s *State) knows(id scstore.VolumeID) bool { return s.records[id] != nil || s.forwards[id] != nil }
+
+func anyKnows(groups map[GroupID]*State, id scstore.VolumeID) bool {
+	for _, g := range groups {
+		if g.knows(id) {
+			return true
+		}
+	}
+	return false
 }

@@ -146,9 +146,11 @@ func (o CreateVolume) apply(s *State) Result {
 	if code := s.checkNew(o.ID, o.Name); code != CodeOK {
 		return Result{Code: code}
 	}
-	base := s.records[o.Base]
+	base, refused := s.settled(o.Base)
 	switch {
 	case o.Base.IsZero():
+	case refused.Code == CodeFrozen:
+		return refused
 	case base == nil && s.group != GroupAll: // in another group, with a reference there
 	default:
 		if code := s.checkBase(base, o.ID, o.BasePosition, o.SizeBytes); code != CodeOK {
@@ -193,7 +195,7 @@ func (s *State) create(v *volume, name string) {
 // checkNew says whether a record could be made under this id and name.
 func (s *State) checkNew(id scstore.VolumeID, name string) Code {
 	switch {
-	case s.records[id] != nil || s.baseElsewhere(id):
+	case s.records[id] != nil || s.forwards[id] != nil || s.baseElsewhere(id):
 		return CodeIDTaken
 	case len(s.records) >= MaxRecords || s.full():
 		return CodeLimit
@@ -248,8 +250,12 @@ func (o Remove) apply(s *State) Result {
 	}
 	v := s.records[id]
 	switch {
+	case v == nil && missing == CodeNoVolume:
+		return s.missing(id)
 	case v == nil || v.Life == Tombstone:
 		return Result{Code: missing}
+	case v.passage != passage{}:
+		return Result{Code: CodeFrozen, ID: id}
 	case len(v.refs) > 0:
 		return Result{Code: CodeInUse, ID: id}
 	case !v.intent.IsZero():
@@ -269,7 +275,7 @@ func (o Forget) apply(s *State) Result {
 	v := s.records[o.ID]
 	switch {
 	case v == nil:
-		return Result{Code: CodeNoVolume}
+		return s.missing(o.ID)
 	case v.Life != Tombstone:
 		return Result{Code: CodeNotRemoved, ID: o.ID}
 	case len(v.refs) > 0 || v.waiting():
@@ -277,23 +283,20 @@ func (o Forget) apply(s *State) Result {
 	}
 	s.bytes -= v.encoded
 	delete(s.records, o.ID)
-	if base := s.records[v.Base]; base != nil {
+	if base := s.records[v.Base]; base != nil && base.passage == (passage{}) {
 		base.dropRef(o.ID)
 		s.changed(base)
 	}
 	return Result{Code: CodeOK, ID: o.ID}
 }
 
-// writable returns a volume that can be written, or the code that says why not.
-func (s *State) writable(id scstore.VolumeID) (*volume, Code) {
-	v := s.records[id]
-	switch {
-	case v == nil || v.Life == Tombstone:
-		return nil, CodeNoVolume
-	case v.Kind != KindVolume:
-		return nil, CodeImage
+// writable returns a volume that can be written, or the result that says why not.
+func (s *State) writable(id scstore.VolumeID) (*volume, Result) {
+	v, refused := s.usable(id)
+	if v != nil && v.Kind != KindVolume {
+		return nil, Result{Code: CodeImage, ID: id}
 	}
-	return v, CodeOK
+	return v, refused
 }
 
 // refuse returns the result of a command on a volume that exists.
@@ -301,18 +304,10 @@ func (v *volume) refuse(code Code) Result {
 	return Result{Code: code, ID: v.ID, Fence: v.Fence, Position: v.Head}
 }
 
-// touched returns the result of a command that found no volume, or none to write.
-func touched(id scstore.VolumeID, code Code) Result {
-	if code == CodeNoVolume {
-		return Result{Code: code}
-	}
-	return Result{Code: code, ID: id}
-}
-
 func (o OpenFence) apply(s *State) Result {
-	v, code := s.writable(o.ID)
+	v, refused := s.writable(o.ID)
 	if v == nil {
-		return touched(o.ID, code)
+		return refused
 	}
 	switch {
 	case v.revoked:
@@ -350,9 +345,9 @@ func (v *volume) checkFence(f scstore.Fence) Code {
 }
 
 func (o CommitEpoch) apply(s *State) Result {
-	v, code := s.writable(o.ID)
+	v, refused := s.writable(o.ID)
 	if v == nil {
-		return touched(o.ID, code)
+		return refused
 	}
 	p := Point{Position: scstore.Position{Fence: o.Fence, Epoch: o.Epoch}, Parent: o.Parent, Digest: o.Digest}
 	if code := s.commit(v, o.Fence, p); code != CodeOK {
@@ -387,10 +382,10 @@ func (s *State) commit(v *volume, f scstore.Fence, p Point) Code {
 }
 
 func (o Resize) apply(s *State) Result {
-	v, code := s.writable(o.ID)
+	v, refused := s.writable(o.ID)
 	switch {
 	case v == nil:
-		return touched(o.ID, code)
+		return refused
 	case o.SizeBytes < v.SizeBytes:
 		return Result{Code: CodeShrink, ID: o.ID}
 	case o.SizeBytes > v.SizeBytes && !v.intent.IsZero():

@@ -252,9 +252,9 @@ func (o Complete) apply(s *State) Result {
 
 // acknowledge enters that a disk holds a volume at a position.
 func (s *State) acknowledge(d DiskID, item AckItem) Result {
-	v := s.records[item.ID]
-	if v == nil || v.Life == Tombstone {
-		return Result{Code: CodeNoVolume}
+	v, refused := s.usable(item.ID)
+	if v == nil {
+		return refused
 	}
 	p := v.point(item.Position)
 	known, _ := find(v.replicas, d, compareReplica)
@@ -294,9 +294,9 @@ func (o Release) apply(s *State) Result {
 	if code := s.report(o.Disk, o.Seq); code != CodeOK {
 		return Result{Code: code}
 	}
-	v := s.records[o.ID]
+	v, refused := s.settled(o.ID)
 	if v == nil {
-		return Result{Code: CodeNoVolume}
+		return refused
 	}
 	r, _ := find(v.replicas, o.Disk, compareReplica)
 	if r == nil {

@@ -68,7 +68,11 @@ const (
 	CodeRenewed         Code = 53 // the holder's session was renewed
 	CodeNotAuto         Code = 54 // only a person may take the volume over
 
-	lastCode = CodeNotAuto
+	CodeFrozen    Code = 55 // the volume is on its way to another group
+	CodeForwarded Code = 56 // it went to another group; Number says which
+	CodeStays     Code = 57 // it can't change its group as it is
+
+	lastCode = CodeStays
 )
 
 // codes maps each code to its text, its sentinel and, where a person can act, a
@@ -132,6 +136,9 @@ var codes = [...]struct {
 	CodeOtherCluster:    {"another cluster, or a later incarnation of it", scstore.ErrInvalid, ""},
 	CodeRenewed:         {"the holder renewed its session", scstore.ErrBusy, ""},
 	CodeNotAuto:         {"the placement leaves failover to a person", scstore.ErrInvalid, "promote it with scstore volume promote"},
+	CodeFrozen:          {"the volume is on its way to another group", scstore.ErrBusy, ""},
+	CodeForwarded:       {"the volume is in another group", scstore.ErrNotFound, ""},
+	CodeStays:           {"a volume with branches, unreported owners or very many snapshots can't change its group", scstore.ErrInvalid, "remove the branches, or the old owner's host, first"},
 }
 
 // String returns the code's text.

@@ -103,9 +103,9 @@ func (o Rollback) validate() error {
 func (v *volume) snapshot(name string) (*Snap, int) { return find(v.snapshots, name, compareSnap) }
 
 func (o Snapshot) apply(s *State) Result {
-	v, code := s.writable(o.ID)
+	v, refused := s.writable(o.ID)
 	if v == nil {
-		return touched(o.ID, code)
+		return refused
 	}
 	known, i := v.snapshot(o.Name)
 	switch {
@@ -128,9 +128,9 @@ func (o Snapshot) apply(s *State) Result {
 }
 
 func (o DeleteSnapshot) apply(s *State) Result {
-	v := s.records[o.ID]
-	if v == nil || v.Life == Tombstone {
-		return Result{Code: CodeNoVolume}
+	v, refused := s.usable(o.ID)
+	if v == nil {
+		return refused
 	}
 	snap, i := v.snapshot(o.Name)
 	if snap == nil {
@@ -147,9 +147,9 @@ func (o DeleteSnapshot) apply(s *State) Result {
 }
 
 func (o AddRef) apply(s *State) Result {
-	v := s.records[o.Base]
-	if v == nil || v.Life == Tombstone {
-		return Result{Code: CodeNoVolume}
+	v, refused := s.usable(o.Base)
+	if v == nil {
+		return refused
 	}
 	if code := s.checkBase(v, o.Ref.Clone, o.Ref.Position, scstore.MaxVolumeBytes); code != CodeOK {
 		return v.refuse(code)
@@ -163,9 +163,9 @@ func (o AddRef) apply(s *State) Result {
 }
 
 func (o DropRef) apply(s *State) Result {
-	v := s.records[o.Base]
+	v, refused := s.settled(o.Base)
 	if v == nil {
-		return Result{Code: CodeNoVolume}
+		return refused
 	}
 	if clone := s.records[o.Clone]; clone != nil && clone.Base == o.Base {
 		return v.refuse(CodeInUse)
@@ -176,9 +176,9 @@ func (o DropRef) apply(s *State) Result {
 }
 
 func (o Rollback) apply(s *State) Result {
-	v, code := s.writable(o.ID)
+	v, refused := s.writable(o.ID)
 	if v == nil {
-		return touched(o.ID, code)
+		return refused
 	}
 	p := Point{Position: scstore.Position{Fence: o.Fence, Epoch: o.Epoch}, Parent: o.Parent, Digest: o.Digest}
 	if known := v.point(p.Position); known != nil {

@@ -64,6 +64,7 @@ const (
 	PhaseMoving   Phase = 2 // as normal, and a hand-off is intended
 	PhaseTethered Phase = 3 // handed over, the data are not all at the holder yet
 	PhaseRevoked  Phase = 4 // nobody writes until Promote
+	PhaseFrozen   Phase = 5 // on its way to another group: commits wait
 )
 
 // String returns the phase's name.
@@ -77,6 +78,8 @@ func (p Phase) String() string {
 		return "tethered"
 	case PhaseRevoked:
 		return "revoked"
+	case PhaseFrozen:
+		return "frozen"
 	}
 	return fmt.Sprintf("phase %d", uint8(p))
 }
@@ -117,10 +120,11 @@ type State struct {
 	entries map[string]*Entry
 
 	// Volumes.
-	disks   map[DiskID]*disk
-	moves   map[HandOffID]*Move
-	decided map[HandOffID]*Decision
-	records map[scstore.VolumeID]*volume
+	disks    map[DiskID]*disk
+	moves    map[HandOffID]*Move
+	decided  map[HandOffID]*Decision
+	records  map[scstore.VolumeID]*volume
+	forwards map[scstore.VolumeID]*Forwarding
 
 	// Derived.
 	names   map[scstore.VolumeID]string // of each volume that has one
@@ -159,6 +163,7 @@ func NewGroup(g GroupID) *State {
 		moves:    map[HandOffID]*Move{},
 		decided:  map[HandOffID]*Decision{},
 		records:  map[scstore.VolumeID]*volume{},
+		forwards: map[scstore.VolumeID]*Forwarding{},
 		names:    map[scstore.VolumeID]string{},
 		folders:  map[string]int{},
 	}

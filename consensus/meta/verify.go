@@ -21,7 +21,7 @@ func (s *State) verify() error {
 		return corruptf("group %d, %d commands applied, clock %d ms", s.group, s.applied, s.clockMs)
 	}
 	names := len(s.sites) + len(s.hosts) + len(s.tokens) + len(s.members) + len(s.entries)
-	volumes := len(s.disks) + len(s.moves) + len(s.decided) + len(s.records)
+	volumes := len(s.disks) + len(s.moves) + len(s.decided) + len(s.records) + len(s.forwards)
 	if !s.group.takes(scopeNames) && (names > 0 || s.cluster != Cluster{}) || !s.group.takes(scopeVolumes) && volumes > 0 {
 		return corruptf("group %d with facts of another kind of group", s.group)
 	}
@@ -45,7 +45,7 @@ func (s *State) verify() error {
 			return corruptf("disk %q", id)
 		}
 	}
-	return validateAll(s.checkMoves(), s.checkNames(), s.checkCluster(), s.checkSessions())
+	return validateAll(s.checkMoves(), s.checkForwards(), s.checkNames(), s.checkCluster(), s.checkSessions())
 }
 
 // checkRecord says what is wrong with a record.

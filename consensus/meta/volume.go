@@ -122,6 +122,9 @@ type volume struct {
 	tethers   []scstore.Position // itself
 	forks     []Fork             // Fence
 
+	passage     passage // between two groups; zero for none
+	lastPassage uint64  // number of the latest
+
 	encoded int // length on the wire, counted in State.bytes
 }
 
@@ -137,6 +140,8 @@ func compareSite(s, t SiteID) int                   { return cmp.Compare(s, t) }
 // phase says where the volume's right to write stands.
 func (v *volume) phase() Phase {
 	switch {
+	case v.passage != passage{}:
+		return PhaseFrozen
 	case v.revoked:
 		return PhaseRevoked
 	case !v.intent.IsZero():

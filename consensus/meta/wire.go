@@ -53,7 +53,7 @@ import (
 //	  16  8  group
 //	  24  8  the proposers' clock, milliseconds since 1970
 //	  32     cluster, sites, hosts, tokens, members of groups, names,
-//	         disks, moves, decisions, records, sessions
+//	         disks, moves, decisions, records, forwardings, sessions
 const (
 	commandVersion     = 1
 	commandHeaderBytes = 36
@@ -139,6 +139,7 @@ func (s *State) wire(c *codec) {
 	table(c, s.moves, MaxMoves, compareBytes[HandOffID], func(v *Move) HandOffID { return v.ID }, func(c *codec, v *Move) { v.wire(c) })
 	table(c, s.decided, MaxDecided, compareBytes[HandOffID], func(v *Decision) HandOffID { return v.ID }, func(c *codec, v *Decision) { v.wire(c) })
 	table(c, s.records, MaxRecords, compareBytes[scstore.VolumeID], func(v *volume) scstore.VolumeID { return v.ID }, func(c *codec, v *volume) { v.wire(c) })
+	table(c, s.forwards, MaxForwards, compareBytes[scstore.VolumeID], func(v *Forwarding) scstore.VolumeID { return v.ID }, func(c *codec, v *Forwarding) { v.wire(c) })
 	table(c, s.sessions, MaxSessions, compareBytes[ClientID], func(v *session) ClientID { return v.client }, func(c *codec, v *session) { v.wire(c) })
 }
 
@@ -159,6 +160,10 @@ func (v *volume) wire(c *codec) {
 	number(c, &v.CreatedAtMs)
 	number(c, &v.DeltaBytes)
 	c.fixed(v.intent[:])
+	number(c, &v.passage.Peer)
+	number(c, &v.passage.N)
+	c.flag(&v.passage.Arriving)
+	number(c, &v.lastPassage)
 	list(c, &v.points, maxPoints, func(c *codec, p *Point) {
 		c.position(&p.Position)
 		c.position(&p.Parent)

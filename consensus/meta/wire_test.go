@@ -88,6 +88,14 @@ func clusterCommands() map[string]meta.Command {
 		"rollback":         meta.Rollback{ID: id, Snapshot: "before-upgrade", Fence: 2, Parent: pos(2, 21), Epoch: 22, Digest: digest},
 		"renew":            meta.Renew{Disk: diskA, N: 7},
 		"take_over":        meta.TakeOver{ID: id, Fence: 2, N: 7},
+		"freeze":           meta.Freeze{ID: id, To: 3, N: 1},
+		"unfreeze":         meta.Unfreeze{ID: id, N: 1},
+		"import":           meta.Import{From: 2, N: 1, Record: "opaque here"},
+		"drop_import":      meta.DropImport{ID: id, N: 1},
+		"forward":          meta.Forward{ID: id, N: 1},
+		"activate":         meta.Activate{ID: id, N: 1},
+		"drop_forward":     meta.DropForward{ID: id},
+		"relink":           meta.Relink{ID: id, From: 2, To: 3},
 	}
 	commands := map[string]meta.Command{}
 	for name, op := range list {
@@ -371,6 +379,7 @@ func TestParseState_Damage(t *testing.T) {
 }
 
 func FuzzParseCommand(f *testing.F) {
+	f.Add(meta.Command{Op: exported(f)}.AppendTo(nil))
 	for _, c := range goldenCommands() {
 		f.Add(c.AppendTo(nil))
 	}
@@ -387,7 +396,9 @@ func FuzzParseCommand(f *testing.F) {
 		}
 		based := meta.NewGroup(2)
 		based.Apply(meta.Command{Op: meta.CreateVolume{ID: volumeID(7), SizeBytes: scstore.BlockSize, Base: volumeID(1), BasePosition: pos(0, 1)}})
-		for _, s := range []*meta.State{meta.New(), meta.NewGroup(meta.GroupNamespace), based, clusterState(t)} {
+		third := meta.NewGroup(3)
+		third.Apply(meta.Command{Op: meta.RemoveDisk{Disk: diskB}})
+		for _, s := range []*meta.State{third, meta.New(), meta.NewGroup(meta.GroupNamespace), based, clusterState(t)} {
 			s.Apply(c)
 			reopen(t, s)
 		}

@@ -405,7 +405,7 @@ func TestWorld_PlantedBugsAreFound(t *testing.T) {
 			t.Errorf("not found in %d histories", seeds)
 		})
 	}
-	for seed := range uint64(20) {
+	for seed := range uint64(modelChecks / 50) {
 		if err := runSeed(seed, meta.BugNone); err != nil {
 			t.Fatalf("seed %d without a bug: %v", seed, err)
 		}
