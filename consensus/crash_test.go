@@ -260,7 +260,7 @@ func TestFault_FullDiskAppliesNothingAndHeals(t *testing.T) {
 // TestFault_FullDiskStillTakesCommands: the journal's space is reserved, so that
 // a volume can be removed to make room.
 func TestFault_FullDiskStillTakesCommands(t *testing.T) {
-	const capacity = 256 << 10
+	const capacity = 512 << 10
 	d := crashdisk.New(crashdisk.Options{CapacityBytes: capacity})
 	o := consensus.Options{StoreID: store, FS: d, CompactBytes: 128 << 10}
 	l, err := consensus.OpenLocal(t.Context(), "x", o)

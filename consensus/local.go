@@ -173,7 +173,7 @@ func (l *Local) load() error {
 
 // replay applies the journal and makes its end fit to be written on.
 func (l *Local) replay() error {
-	b, err := l.readFile(journalName, MaxJournalBytes+l.options.CompactBytes)
+	b, err := l.readFile(journalName, MaxJournalBytes+l.options.CompactBytes+maxFrames*frameBytes)
 	if err != nil {
 		return err
 	}

@@ -283,8 +283,8 @@ func TestLocal_FileOperations(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		"create state.new", "write state.new 0 64", "sync state.new", "rename state.new state", "syncdir",
-		"create journal.new", "allocate journal.new 3584", "write journal.new 0 512", "sync journal.new", "rename journal.new journal", "syncdir",
+		"create state.new", "write state.new 0 120", "sync state.new", "rename state.new state", "syncdir",
+		"create journal.new", "allocate journal.new 138752", "write journal.new 0 512", "sync journal.new", "rename journal.new journal", "syncdir",
 	}
 	check := func(what string) {
 		t.Helper()
@@ -295,7 +295,7 @@ func TestLocal_FileOperations(t *testing.T) {
 	}
 	check("first open")
 	propose(t, l, create(1))
-	want = append([]string{"write journal.new 512 512", "sync journal.new", "create state.new", "write state.new 0 210"}, want[2:]...)
+	want = append([]string{"write journal.new 512 512", "sync journal.new", "create state.new", "write state.new 0 345"}, want[2:]...)
 	check("a command that compacts")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)

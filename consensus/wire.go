@@ -50,7 +50,7 @@ const (
 	snapshotHeaderBytes = 40
 
 	// MaxStateBytes bounds the snapshot file that is read, in bytes.
-	MaxStateBytes = 512 << 20
+	MaxStateBytes = 768 << 20
 )
 
 type frameKind uint8

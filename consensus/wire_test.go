@@ -44,9 +44,10 @@ func testSnapshot() []byte {
 	return snapshotFile(testStore, s)
 }
 
+// golden compares b with a file of hexadecimal digits; name has its version.
 func golden(t *testing.T, name string, b []byte) {
 	t.Helper()
-	path := filepath.Join("testdata", "golden", "v1", name+".hex")
+	path := filepath.Join("testdata", "golden", name+".hex")
 	var text strings.Builder
 	for line := range slices.Chunk(b, 32) {
 		text.WriteString(hex.EncodeToString(line) + "\n")
@@ -66,8 +67,28 @@ func golden(t *testing.T, name string, b []byte) {
 }
 
 func TestGolden(t *testing.T) {
-	golden(t, "journal", testJournal())
-	golden(t, "snapshot", testSnapshot())
+	golden(t, "v1/journal", testJournal())
+	golden(t, "v2/snapshot", testSnapshot()) // a state of version 2 in a file of version 1
+}
+
+// TestParseSnapshot_ReadsWhatTheFirstReleaseWrote: the file holds a state of
+// version 1.
+func TestParseSnapshot_ReadsWhatTheFirstReleaseWrote(t *testing.T) {
+	digits, err := os.ReadFile(filepath.Join("testdata", "golden", "v1", "snapshot.hex"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := hex.DecodeString(strings.ReplaceAll(string(digits), "\n", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := parseSnapshot(b, testStore)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(snapshotFile(testStore, s), testSnapshot()) {
+		t.Errorf("it reads as another state: %+v", s.List(""))
+	}
 }
 
 func TestParseJournal_ReadsWhatWasWritten(t *testing.T) {
@@ -126,8 +147,15 @@ func FuzzParseSnapshot(f *testing.F) {
 	f.Add(snapshotFile(testStore, meta.New()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := parseSnapshot(b, testStore)
-		if err == nil && !bytes.Equal(snapshotFile(testStore, s), b) {
+		if err != nil {
+			return
+		}
+		again := snapshotFile(testStore, s)
+		if b[snapshotHeaderBytes+4] != 1 && !bytes.Equal(again, b) {
 			t.Fatal("another encoding")
+		}
+		if _, err := parseSnapshot(again, testStore); err != nil {
+			t.Fatalf("what was written again: %v", err)
 		}
 	})
 }

@@ -119,18 +119,22 @@ func TestCommitEpoch_FenceAndParentGuardTheHead(t *testing.T) {
 	apply(t, s, meta.CommitEpoch{ID: id, Fence: 1, Parent: pos(0, 0), Epoch: 2}, meta.CodeBadParent)
 	apply(t, s, meta.CommitEpoch{ID: id, Fence: 1, Parent: pos(1, 1), Epoch: 5}, meta.CodeOK)
 
-	if r := apply(t, s, meta.OpenFence{ID: id, Holder: "host-b"}, meta.CodeOK); r.Fence != 2 || r.Position != pos(1, 5) {
+	if r := apply(t, s, meta.OpenFence{ID: id, Holder: "host-b"}, meta.CodeHeld); !errors.Is(r.Err(), scstore.ErrBusy) {
+		t.Errorf("fence for another host: %v, want ErrBusy", r.Err())
+	}
+	if r := apply(t, s, meta.OpenFence{ID: id, Holder: "host-a"}, meta.CodeOK); r.Fence != 2 || r.Position != pos(1, 5) {
 		t.Fatalf("second fence: %+v", r)
 	}
 	fenced := apply(t, s, meta.CommitEpoch{ID: id, Fence: 1, Parent: pos(1, 5), Epoch: 6}, meta.CodeFenced)
 	if !errors.Is(fenced.Err(), scstore.ErrFenced) || fenced.Fence != 2 {
-		t.Errorf("commit of the old holder: %+v, %v", fenced, fenced.Err())
+		t.Errorf("commit under the old fence: %+v, %v", fenced, fenced.Err())
 	}
 	apply(t, s, meta.CommitEpoch{ID: id, Fence: 2, Parent: pos(1, 5), Epoch: 1}, meta.CodeOK)
 	got, _ := s.Get(id)
-	if got.Head != pos(2, 1) || got.Parent != pos(1, 5) || got.Holder != "host-b" {
+	if got.Head != pos(2, 1) || got.Parent != pos(1, 5) || got.Holder != "host-a" {
 		t.Errorf("record: %+v", got)
 	}
+	apply(t, s, meta.CommitEpoch{ID: id, Fence: 1, Parent: pos(1, 1), Epoch: 5}, meta.CodeOK) // long since in the history
 }
 
 func TestImage_NeverChanges(t *testing.T) {
@@ -208,7 +212,7 @@ func TestResultErr_WrapsASentinelForEveryCode(t *testing.T) {
 	if err := (meta.Result{Code: meta.CodeOK}).Err(); err != nil {
 		t.Errorf("CodeOK: %v", err)
 	}
-	for c := meta.CodeOK + 1; c <= meta.CodeNotRemoved; c++ {
+	for c := meta.CodeOK + 1; c <= meta.LastCode; c++ {
 		err := meta.Result{Code: c}.Err()
 		found := 0
 		for _, sentinel := range scstore.Sentinels() {

@@ -7,10 +7,8 @@ import (
 	"scstore"
 )
 
-// MaxHolderBytes is the longest holder, in bytes.
-const MaxHolderBytes = 255
-
-// maxCounter bounds fences and epochs, so that adding to one never wraps.
+// maxCounter bounds fences, epochs and other counters, so that adding to one never
+// wraps.
 const maxCounter = 1<<63 - 1
 
 // ClientID names a proposer's session. It is drawn at random.
@@ -21,7 +19,8 @@ func (c ClientID) String() string { return hex.EncodeToString(c[:]) }
 
 // CommandID makes a command safe to retry: within its session it is applied once,
 // and a retry gets the first result. The zero id asks for no such protection: it is
-// for a proposer that learns each outcome for certain.
+// for a proposer that learns each outcome for certain, and for operations that say
+// that they may be applied again.
 type CommandID struct {
 	Client ClientID
 	Seq    uint64 // from 1, rising; a few may be in flight at once
@@ -30,7 +29,7 @@ type CommandID struct {
 // IsZero reports whether the command is not protected against retries.
 func (c CommandID) IsZero() bool { return c == CommandID{} }
 
-// Command is one entry of the log. Commands are comparable.
+// Command is one entry of the log.
 type Command struct {
 	ID CommandID
 	Op Op
@@ -40,50 +39,129 @@ type Command struct {
 // value.
 type Op interface {
 	kind() opKind
-	validate() error            // what can be said without a state; errors: ErrInvalid
-	apply(*State) Result        // precondition: validate returned nil
-	appendBody(b []byte) []byte // wire.go
-	parseBody(r *reader) (o Op) // wire.go; errors are left in r
+	validate() error     // what can be said without a state; errors: ErrInvalid
+	apply(*State) Result // precondition: validate returned nil, the scope fits
+	wire(*codec) Op      // walks the body's fields; returns the operation that was read
 }
 
 // opKind numbers the operations on the wire and on disk: never renumber.
 type opKind uint8
 
 const (
-	kindOpenSession  opKind = 1
-	kindCreateVolume opKind = 2
-	kindCreateImage  opKind = 3
-	kindRemove       opKind = 4
-	kindForget       opKind = 5
-	kindRename       opKind = 6
-	kindOpenFence    opKind = 7
-	kindCommitEpoch  opKind = 8
-	kindResize       opKind = 9
+	kindOpenSession    opKind = 1
+	kindCreateVolume   opKind = 2
+	kindCreateImage    opKind = 3
+	kindRemove         opKind = 4
+	kindForget         opKind = 5
+	kindRename         opKind = 6
+	kindOpenFence      opKind = 7
+	kindCommitEpoch    opKind = 8
+	kindResize         opKind = 9
+	kindBatch          opKind = 10
+	kindExpire         opKind = 11
+	kindSetCluster     opKind = 12
+	kindSetSite        opKind = 13
+	kindRemoveSite     opKind = 14
+	kindAddHost        opKind = 15
+	kindUpdateHost     opKind = 16
+	kindBoot           opKind = 17
+	kindAddToken       opKind = 18
+	kindUseToken       opKind = 19
+	kindAllocReplica   opKind = 20
+	kindFreeReplica    opKind = 21
+	kindRemoveDisk     opKind = 22
+	kindAdmitDisk      opKind = 23
+	kindLink           opKind = 24
+	kindUnlink         opKind = 25
+	kindAck            opKind = 26
+	kindComplete       opKind = 27
+	kindRelease        opKind = 28
+	kindSetPlacement   opKind = 29
+	kindLeaveInSync    opKind = 30
+	kindJoinInSync     opKind = 31
+	kindPutPin         opKind = 32
+	kindDropPin        opKind = 33
+	kindIntent         opKind = 34
+	kindDropIntent     opKind = 35
+	kindHandOff        opKind = 36
+	kindCancel         opKind = 37
+	kindRevoke         opKind = 38
+	kindPromote        opKind = 39
+	kindRegisterBranch opKind = 40
+	kindReportNoBranch opKind = 41
+	kindSnapshot       opKind = 42
+	kindDeleteSnapshot opKind = 43
+	kindAddRef         opKind = 44
+	kindDropRef        opKind = 45
+	kindRollback       opKind = 46
+	kindRenew          opKind = 47
+	kindTakeOver       opKind = 48
 )
+
+// ops says of each kind what it is: its zero value, the states that it belongs to,
+// and whether it may be part of a Batch, which asks that applying it twice does no
+// harm. Kinds without a row are unknown.
+var ops = [...]struct {
+	zero  Op
+	scope scope
+	batch bool
+}{
+	kindOpenSession:    {zero: OpenSession{}},
+	kindCreateVolume:   {CreateVolume{}, scopeVolumes, false},
+	kindCreateImage:    {CreateImage{}, scopeVolumes, false},
+	kindRemove:         {Remove{}, scopeVolumes, false},
+	kindForget:         {Forget{}, scopeVolumes, false},
+	kindRename:         {Rename{}, scopeNames, false},
+	kindOpenFence:      {OpenFence{}, scopeVolumes, false},
+	kindCommitEpoch:    {CommitEpoch{}, scopeVolumes, true},
+	kindResize:         {Resize{}, scopeVolumes, true},
+	kindBatch:          {Batch{}, scopeVolumes, false},
+	kindExpire:         {Expire{}, scopeAny, false},
+	kindSetCluster:     {SetCluster{}, scopeNames, false},
+	kindSetSite:        {SetSite{}, scopeNames, false},
+	kindRemoveSite:     {RemoveSite{}, scopeNames, false},
+	kindAddHost:        {AddHost{}, scopeNames, false},
+	kindUpdateHost:     {UpdateHost{}, scopeNames, false},
+	kindBoot:           {Boot{}, scopeNames, false},
+	kindAddToken:       {AddToken{}, scopeNames, false},
+	kindUseToken:       {UseToken{}, scopeNames, false},
+	kindAllocReplica:   {AllocReplica{}, scopeNames, false},
+	kindFreeReplica:    {FreeReplica{}, scopeNames, false},
+	kindRemoveDisk:     {RemoveDisk{}, scopeAny, false},
+	kindAdmitDisk:      {AdmitDisk{}, scopeVolumes, false},
+	kindLink:           {Link{}, scopeNames, false},
+	kindUnlink:         {Unlink{}, scopeNames, false},
+	kindAck:            {Ack{}, scopeVolumes, true},
+	kindComplete:       {Complete{}, scopeVolumes, true},
+	kindRelease:        {Release{}, scopeVolumes, true},
+	kindSetPlacement:   {SetPlacement{}, scopeVolumes, false},
+	kindLeaveInSync:    {LeaveInSync{}, scopeVolumes, true},
+	kindJoinInSync:     {JoinInSync{}, scopeVolumes, true},
+	kindPutPin:         {PutPin{}, scopeVolumes, true},
+	kindDropPin:        {DropPin{}, scopeVolumes, true},
+	kindIntent:         {Intent{}, scopeVolumes, false},
+	kindDropIntent:     {DropIntent{}, scopeVolumes, false},
+	kindHandOff:        {HandOff{}, scopeVolumes, false},
+	kindCancel:         {Cancel{}, scopeVolumes, false},
+	kindRevoke:         {Revoke{}, scopeVolumes, false},
+	kindPromote:        {Promote{}, scopeVolumes, false},
+	kindRegisterBranch: {RegisterBranch{}, scopeVolumes, false},
+	kindReportNoBranch: {ReportNoBranch{}, scopeVolumes, true},
+	kindSnapshot:       {Snapshot{}, scopeVolumes, true},
+	kindDeleteSnapshot: {DeleteSnapshot{}, scopeVolumes, false},
+	kindAddRef:         {AddRef{}, scopeVolumes, false},
+	kindDropRef:        {DropRef{}, scopeVolumes, false},
+	kindRollback:       {Rollback{}, scopeVolumes, true},
+	kindRenew:          {Renew{}, scopeVolumes, true},
+	kindTakeOver:       {TakeOver{}, scopeVolumes, false},
+}
 
 // newOp returns the zero operation of a kind, nil for an unknown one.
 func newOp(k opKind) Op {
-	switch k {
-	case kindOpenSession:
-		return OpenSession{}
-	case kindCreateVolume:
-		return CreateVolume{}
-	case kindCreateImage:
-		return CreateImage{}
-	case kindRemove:
-		return Remove{}
-	case kindForget:
-		return Forget{}
-	case kindRename:
-		return Rename{}
-	case kindOpenFence:
-		return OpenFence{}
-	case kindCommitEpoch:
-		return CommitEpoch{}
-	case kindResize:
-		return Resize{}
+	if int(k) >= len(ops) {
+		return nil
 	}
-	return nil
+	return ops[k].zero
 }
 
 // Validate checks what can be known of a command without a state. Apply refuses
@@ -101,7 +179,19 @@ func (c Command) Validate() error {
 	case !opens && named != (c.ID.Seq != 0):
 		return fmt.Errorf("command id %s.%d, want both parts or none: %w", c.ID.Client, c.ID.Seq, scstore.ErrInvalid)
 	}
-	return c.Op.validate()
+	switch c.Op.(type) {
+	case Batch, Ack:
+		if named {
+			return fmt.Errorf("a batch or a report in a session: sessions keep one result a command: %w", scstore.ErrInvalid)
+		}
+	}
+	if err := c.Op.validate(); err != nil {
+		return err
+	}
+	if n := c.bodyBytes(); n > MaxCommandBytes-commandHeaderBytes {
+		return fmt.Errorf("command of %d bytes, want at most %d: %w", commandHeaderBytes+n, MaxCommandBytes, scstore.ErrInvalid)
+	}
+	return nil
 }
 
 // OpenSession starts the session of the command id's client, whose Seq is 0. A
@@ -109,158 +199,13 @@ func (c Command) Validate() error {
 // what became of its commands and opens another session, under a new id.
 type OpenSession struct{}
 
-// CreateVolume makes a volume and names it. Errors: ErrExists, ErrInvalid (base),
-// ErrNoSpace.
-type CreateVolume struct {
-	ID           scstore.VolumeID
-	Name         string
-	SizeBytes    int64            // multiple of scstore.BlockSize, at least the base's size
-	Base         scstore.VolumeID // an image; zero for none
-	BasePosition scstore.Position // the image's position; zero without a base
-	CreatedAtMs  int64            // proposer's clock, milliseconds since 1970
-}
-
-// CreateImage records an image whose data are complete and durable. Errors:
-// ErrExists, ErrNoSpace.
-type CreateImage struct {
-	ID          scstore.VolumeID
-	Name        string
-	SizeBytes   int64
-	Position    scstore.Position // where the image is frozen
-	Digest      scstore.Digest   // of the whole content (fs/volume, digest tree)
-	CreatedAtMs int64
-}
-
-// Remove takes a volume or image out of the namespace and leaves a tombstone,
-// found by name or by id: exactly one of them is set. Errors: ErrNotFound, ErrBusy
-// while another record is based on it.
-type Remove struct {
-	ID   scstore.VolumeID
-	Name string
-}
-
-// Forget drops a tombstone, once its data are gone everywhere. Errors:
-// ErrNotFound, ErrInvalid if the record is live.
-type Forget struct {
-	ID scstore.VolumeID
-}
-
-// Rename gives a volume or image another name; no data move. Errors: ErrNotFound,
-// ErrExists.
-type Rename struct {
-	From, To string
-}
-
-// OpenFence takes the right to write a volume: it raises the fence by one and
-// names the holder. The result holds the fence granted and the head to go on
-// from. Errors: ErrNotFound, ErrReadOnly for an image.
-type OpenFence struct {
-	ID     scstore.VolumeID
-	Holder string // the host's disk id
-}
-
-// CommitEpoch makes a sealed epoch the volume's head. Committing the head again
-// as it is changes nothing. Errors: ErrNotFound, ErrReadOnly, ErrFenced, ErrInvalid
-// if the parent is not the head.
-type CommitEpoch struct {
-	ID     scstore.VolumeID
-	Fence  scstore.Fence    // of the writer that sealed it
-	Parent scstore.Position // the head that it follows
-	Epoch  scstore.Epoch
-	Digest scstore.Digest // of the epoch's manifest
-}
-
-// Resize grows a volume; its present size changes nothing. Errors: ErrNotFound,
-// ErrReadOnly, ErrInvalid for a smaller size.
-type Resize struct {
-	ID        scstore.VolumeID
-	SizeBytes int64
-}
-
-func (OpenSession) kind() opKind  { return kindOpenSession }
-func (CreateVolume) kind() opKind { return kindCreateVolume }
-func (CreateImage) kind() opKind  { return kindCreateImage }
-func (Remove) kind() opKind       { return kindRemove }
-func (Forget) kind() opKind       { return kindForget }
-func (Rename) kind() opKind       { return kindRename }
-func (OpenFence) kind() opKind    { return kindOpenFence }
-func (CommitEpoch) kind() opKind  { return kindCommitEpoch }
-func (Resize) kind() opKind       { return kindResize }
+func (OpenSession) kind() opKind { return kindOpenSession }
 
 func (OpenSession) validate() error { return nil }
 
-func (o CreateVolume) validate() error {
-	if err := validateNew(o.ID, o.Name, o.SizeBytes, o.CreatedAtMs); err != nil {
-		return err
-	}
-	if o.Base.IsZero() && o.BasePosition != (scstore.Position{}) {
-		return fmt.Errorf("base position %v without a base: %w", o.BasePosition, scstore.ErrInvalid)
-	}
-	return nil
-}
+func (OpenSession) apply(*State) Result { return Result{Code: CodeOK} }
 
-func (o CreateImage) validate() error {
-	if err := validateNew(o.ID, o.Name, o.SizeBytes, o.CreatedAtMs); err != nil {
-		return err
-	}
-	return validatePosition(o.Position)
-}
-
-func (o Remove) validate() error {
-	if o.ID.IsZero() == (o.Name == "") {
-		return fmt.Errorf("remove wants a name or an id, and not both: %w", scstore.ErrInvalid)
-	}
-	if o.Name != "" {
-		return ValidateName(o.Name)
-	}
-	return nil
-}
-
-func (o Forget) validate() error { return validateID(o.ID) }
-
-func (o Rename) validate() error {
-	if err := ValidateName(o.From); err != nil {
-		return err
-	}
-	return ValidateName(o.To)
-}
-
-func (o OpenFence) validate() error {
-	if o.Holder == "" || len(o.Holder) > MaxHolderBytes {
-		return fmt.Errorf("holder of %d bytes, want 1 to %d: %w", len(o.Holder), MaxHolderBytes, scstore.ErrInvalid)
-	}
-	return validateID(o.ID)
-}
-
-func (o CommitEpoch) validate() error {
-	if o.Fence == 0 {
-		return fmt.Errorf("commit without a fence: %w", scstore.ErrInvalid)
-	}
-	if err := validatePosition(scstore.Position{Fence: o.Fence, Epoch: o.Epoch}); err != nil {
-		return err
-	}
-	return validateID(o.ID)
-}
-
-func (o Resize) validate() error {
-	if err := validateID(o.ID); err != nil {
-		return err
-	}
-	return validateSize(o.SizeBytes)
-}
-
-func validateNew(id scstore.VolumeID, name string, sizeBytes, createdAtMs int64) error {
-	if err := validateID(id); err != nil {
-		return err
-	}
-	if err := ValidateName(name); err != nil {
-		return err
-	}
-	if createdAtMs < 0 {
-		return fmt.Errorf("created %d ms before 1970: %w", -createdAtMs, scstore.ErrInvalid)
-	}
-	return validateSize(sizeBytes)
-}
+func (o OpenSession) wire(*codec) Op { return o }
 
 func validateID(id scstore.VolumeID) error {
 	if id.IsZero() {
@@ -269,12 +214,10 @@ func validateID(id scstore.VolumeID) error {
 	return nil
 }
 
-func validateSize(sizeBytes int64) error {
-	switch {
-	case sizeBytes <= 0 || sizeBytes > scstore.MaxVolumeBytes:
-		return fmt.Errorf("size of %d bytes, want 1 to %d: %w", sizeBytes, int64(scstore.MaxVolumeBytes), scstore.ErrInvalid)
-	case sizeBytes%scstore.BlockSize != 0:
-		return fmt.Errorf("size of %d bytes is not a multiple of %d: %w", sizeBytes, scstore.BlockSize, scstore.ErrInvalid)
+// validateFence checks a fence that was granted; the first is 1.
+func validateFence(f scstore.Fence) error {
+	if f == 0 || f >= maxCounter {
+		return fmt.Errorf("fence %d is out of range: %w", f, scstore.ErrInvalid)
 	}
 	return nil
 }
@@ -283,6 +226,24 @@ func validateSize(sizeBytes int64) error {
 func validatePosition(p scstore.Position) error {
 	if p.Epoch == 0 || p.Epoch > maxCounter || p.Fence > maxCounter {
 		return fmt.Errorf("position %v is out of range: %w", p, scstore.ErrInvalid)
+	}
+	return nil
+}
+
+// validateTime checks a proposer's clock, in milliseconds since 1970.
+func validateTime(ms int64) error {
+	if ms < 0 {
+		return fmt.Errorf("time %d ms before 1970: %w", -ms, scstore.ErrInvalid)
+	}
+	return nil
+}
+
+// validateAll returns the first error.
+func validateAll(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package meta_test
 import (
 	"bytes"
 	"flag"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ import (
 // front, nothing derived, and every outcome of every session kept for ever.
 type model struct {
 	records  []meta.Record
+	commits  map[scstore.VolumeID][]meta.CommitEpoch // the latest, as many as a state knows
 	outcomes map[meta.CommandID]meta.Result
 }
 
@@ -98,6 +100,7 @@ func (m *model) run(op meta.Op) meta.Result {
 			return meta.Result{Code: meta.CodeNotRemoved, ID: o.ID}
 		}
 		m.records = slices.DeleteFunc(m.records, func(r meta.Record) bool { return r.ID == o.ID })
+		delete(m.commits, o.ID)
 		return meta.Result{Code: meta.CodeOK, ID: o.ID}
 	case meta.Rename:
 		r := m.named(o.From)
@@ -126,6 +129,7 @@ func (m *model) create(r meta.Record) meta.Result {
 			return meta.Result{Code: meta.CodeBadBase}
 		}
 	}
+	r.Phase = meta.PhaseNormal
 	m.records = append(m.records, r)
 	return meta.Result{Code: meta.CodeOK, ID: r.ID, Position: r.Head}
 }
@@ -164,6 +168,9 @@ func (m *model) runOnVolume(op meta.Op) meta.Result {
 	}
 	switch o := op.(type) {
 	case meta.OpenFence:
+		if r.Holder != "" && r.Holder != o.Holder {
+			return meta.Result{Code: meta.CodeHeld, ID: id, Fence: r.Fence, Position: r.Head}
+		}
 		r.Fence, r.Holder = r.Fence+1, o.Holder
 		return meta.Result{Code: meta.CodeOK, ID: id, Fence: r.Fence, Position: r.Head}
 	case meta.Resize:
@@ -175,16 +182,21 @@ func (m *model) runOnVolume(op meta.Op) meta.Result {
 	case meta.CommitEpoch:
 		code := meta.CodeOK
 		next := scstore.Position{Fence: o.Fence, Epoch: o.Epoch}
-		again := next == r.Head && o.Parent == r.Parent && o.Digest == r.Digest
+		again := slices.Contains(m.commits[id], o)
 		switch {
+		case again:
 		case o.Fence < r.Fence:
 			code = meta.CodeFenced
 		case o.Fence > r.Fence:
 			code = meta.CodeNotGranted
-		case !again && (o.Parent != r.Head || r.Head.Fence == o.Fence && o.Epoch <= r.Head.Epoch):
+		case o.Parent != r.Head || r.Head.Fence == o.Fence && o.Epoch <= r.Head.Epoch:
 			code = meta.CodeBadParent
-		case !again:
+		default:
 			r.Parent, r.Head, r.Digest = r.Head, next, o.Digest
+			m.commits[id] = append(m.commits[id], o)
+			if n := len(m.commits[id]); n > meta.MaxRecent {
+				m.commits[id] = m.commits[id][1:]
+			}
 		}
 		return meta.Result{Code: code, ID: id, Fence: r.Fence, Position: r.Head}
 	}
@@ -227,7 +239,7 @@ func drawOp(t *rapid.T, m *model) meta.Op {
 	case 5:
 		return meta.Rename{From: genName.Draw(t, "from"), To: genName.Draw(t, "to")}
 	case 6:
-		return meta.OpenFence{ID: id, Holder: rapid.SampledFrom([]string{"", "host-a", "host-b"}).Draw(t, "holder")}
+		return meta.OpenFence{ID: id, Holder: rapid.SampledFrom([]meta.DiskID{"", "host-a", "host-b"}).Draw(t, "holder")}
 	case 7:
 		return meta.Resize{ID: id, SizeBytes: genSize.Draw(t, "size")}
 	}
@@ -249,7 +261,7 @@ func TestModel_RandomHistories(t *testing.T) {
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		s, follower := meta.New(), meta.New()
-		m := &model{outcomes: map[meta.CommandID]meta.Result{}}
+		m := &model{outcomes: map[meta.CommandID]meta.Result{}, commits: map[scstore.VolumeID][]meta.CommitEpoch{}}
 		both := func(c meta.Command) meta.Result {
 			got := s.Apply(c)
 			if c.Op == nil {
@@ -257,7 +269,7 @@ func TestModel_RandomHistories(t *testing.T) {
 				return got
 			}
 			read, rest, err := meta.ParseCommand(c.AppendTo(nil))
-			if err != nil || len(rest) != 0 || read != c {
+			if err != nil || len(rest) != 0 || !reflect.DeepEqual(read, c) {
 				t.Fatalf("round trip of %+v: %+v, rest %d, %v", c, read, len(rest), err)
 			}
 			follower.Apply(read)
@@ -279,7 +291,7 @@ func TestModel_RandomHistories(t *testing.T) {
 				c.ID = meta.CommandID{Client: clientID(byte(step % 2)), Seq: uint64(step + 1)}
 				sent = append(sent, c)
 			}
-			if want, got := m.apply(c), both(c); got != want {
+			if want, got := m.apply(c), both(c); !got.Equal(want) {
 				t.Fatalf("%+v: got %+v, want %+v", c, got, want)
 			}
 			if rapid.IntRange(0, 9).Draw(t, "reopen") == 0 {

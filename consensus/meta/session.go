@@ -13,6 +13,7 @@ const (
 
 // session remembers the outcomes of one client's latest commands.
 type session struct {
+	client   ClientID
 	lastUsed uint64          // State.applied at its last command; distinct between sessions
 	floor    uint64          // nothing is known of sequence numbers up to this one, but for results
 	results  []sessionResult // by rising seq
@@ -30,7 +31,7 @@ func (s *State) openSession(client ClientID) {
 		if len(s.sessions) >= MaxSessions {
 			s.expireSession()
 		}
-		ses = &session{}
+		ses = &session{client: client}
 		s.sessions[client] = ses
 	}
 	ses.lastUsed = s.applied
@@ -74,4 +75,34 @@ func (ses *session) record(seq uint64, result Result) {
 
 func (ses *session) search(seq uint64) (int, bool) {
 	return slices.BinarySearchFunc(ses.results, seq, func(r sessionResult, seq uint64) int { return cmp.Compare(r.seq, seq) })
+}
+
+// wire walks the memory of one client.
+func (ses *session) wire(c *codec) {
+	c.fixed(ses.client[:])
+	number(c, &ses.lastUsed)
+	number(c, &ses.floor)
+	list(c, &ses.results, MaxSessionResults, func(c *codec, r *sessionResult) {
+		number(c, &r.seq)
+		wireOutcome(c, &r.result)
+	})
+}
+
+// checkSessions says what is wrong with the memory of past commands.
+func (s *State) checkSessions() error {
+	used := map[uint64]bool{}
+	for client, ses := range s.sessions {
+		if client == (ClientID{}) || ses.lastUsed == 0 || ses.lastUsed > s.applied || used[ses.lastUsed] {
+			return corruptf("session %s, used at %d", client, ses.lastUsed)
+		}
+		used[ses.lastUsed] = true
+		last := ses.floor
+		for _, r := range ses.results {
+			if r.seq <= last {
+				return corruptf("session %s, result %d after %d", client, r.seq, last)
+			}
+			last = r.seq
+		}
+	}
+	return nil
 }

@@ -27,7 +27,7 @@ func TestSession_RetryGetsTheFirstResultAndChangesNothing(t *testing.T) {
 	before, _ := s.Get(volumeID(1))
 	s = reopen(t, s)
 	for i, c := range []meta.Command{create, fence, taken, remove} {
-		if got := s.Apply(c); got != results[i] {
+		if got := s.Apply(c); !got.Equal(results[i]) {
 			t.Errorf("retry of command %d: got %+v, want %+v", i+1, got, results[i])
 		}
 	}

@@ -11,10 +11,16 @@ import (
 	"scstore/internal/invariant"
 )
 
-// MaxRecords is the most volumes, images and tombstones that one state holds: at a
-// few hundred bytes each, a state snapshot stays below 256 MiB at the worst and
-// near 25 MiB with ordinary names.
-const MaxRecords = 1 << 17
+// Limits of one state. With all of them reached, a state snapshot stays below
+// 768 MiB; ordinary names and histories make it some 25 MiB for 100,000 volumes.
+const (
+	MaxRecords = 1 << 17 // volumes, images, branches and tombstones
+	MaxNames   = 1 << 17 // of the namespace
+
+	// MaxRecordsBytes is the encoded length of all records from which on none may
+	// grow but by commits, which add a bounded history.
+	MaxRecordsBytes = 256 << 20
+)
 
 // Kind says what a record is.
 type Kind uint8
@@ -23,15 +29,18 @@ type Kind uint8
 const (
 	KindVolume Kind = 1 // writable, one history
 	KindImage  Kind = 2 // immutable, frozen at its head
+	KindBranch Kind = 3 // immutable: what an owner wrote that was fenced out, on top of its base at the fork
 )
 
-// String returns "volume" or "image".
+// String returns "volume", "image" or "branch".
 func (k Kind) String() string {
 	switch k {
 	case KindVolume:
 		return "volume"
 	case KindImage:
 		return "image"
+	case KindBranch:
+		return "branch"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -41,220 +50,258 @@ type Life uint8
 
 // The lives of a record; stored, never renumber.
 const (
-	Live      Life = 1 // it has a name
+	Live      Life = 1 // in use
 	Tombstone Life = 2 // removed; its data may not be gone yet
+	Trash     Life = 3 // a branch of a volume that was removed meanwhile: kept, not shown
 )
 
-// Record is what is agreed about one volume or image.
+// Phase says where the right to write a volume stands.
+type Phase uint8
+
+// The phases of a volume; shown, not stored.
+const (
+	PhaseNormal   Phase = 1 // its holder writes, if it has one
+	PhaseMoving   Phase = 2 // as normal, and a hand-off is intended
+	PhaseTethered Phase = 3 // handed over, the data are not all at the holder yet
+	PhaseRevoked  Phase = 4 // nobody writes until Promote
+)
+
+// String returns the phase's name.
+func (p Phase) String() string {
+	switch p {
+	case PhaseNormal:
+		return "normal"
+	case PhaseMoving:
+		return "moving"
+	case PhaseTethered:
+		return "tethered"
+	case PhaseRevoked:
+		return "revoked"
+	}
+	return fmt.Sprintf("phase %d", uint8(p))
+}
+
+// Record is what is agreed about one volume, image or branch.
 type Record struct {
 	ID           scstore.VolumeID
 	Kind         Kind
 	Life         Life
-	Name         string // empty for a tombstone
+	Phase        Phase
+	Name         string // empty without one, and where names are in another state
 	SizeBytes    int64
-	Base         scstore.VolumeID // zero for none
-	BasePosition scstore.Position
+	Base         scstore.VolumeID // zero for none; a branch's volume
+	BasePosition scstore.Position // a branch's fork
 	Fence        scstore.Fence    // the highest granted; 0 before the first
-	Holder       string           // disk id of the host that was granted Fence
+	Holder       DiskID           // who was granted Fence; empty for nobody
 	Head         scstore.Position // zero before the first commit
 	Parent       scstore.Position // the head before
 	Digest       scstore.Digest   // of the head's manifest; of an image's content
 	CreatedAtMs  int64            // milliseconds since 1970
+	DeltaBytes   int64            // of a branch: what it has beyond the fork, as reported
 }
 
-// State is the replicated state. It is not safe for concurrent use; who holds it
-// orders calls (package consensus).
+// State is the replicated state of one group. It is not safe for concurrent use;
+// who holds it orders calls (package consensus).
 type State struct {
+	group    GroupID
 	applied  uint64 // commands applied, refused ones included
-	records  map[scstore.VolumeID]*Record
+	clockMs  int64  // the latest of the proposers' clocks that commands brought
 	sessions map[ClientID]*session
 
-	// Derived from the records.
-	names   map[string]scstore.VolumeID
-	folders map[string]int           // names below each folder
-	clones  map[scstore.VolumeID]int // records based on each image, tombstones included
+	// Cluster and names.
+	cluster Cluster
+	sites   map[SiteID]*Site
+	hosts   map[DiskID]*Host
+	tokens  map[TokenHash]*Token
+	members map[GroupID]*members
+	entries map[string]*Entry
+
+	// Volumes.
+	disks   map[DiskID]*disk
+	moves   map[HandOffID]*Move
+	decided map[HandOffID]*Decision
+	records map[scstore.VolumeID]*volume
+
+	// Derived.
+	names   map[scstore.VolumeID]string // of each volume that has one
+	folders map[string]int              // names below each folder
+	bytes   int                         // encoded length of the records
+
+	planted Bug // zero but in tests of the tests
 }
 
-// New returns the empty state.
-func New() *State {
+// Bug is a mistake that a test plants to see that the checks find it.
+type Bug uint8
+
+// The bugs that tests plant; none in a product.
+const (
+	BugNone           Bug = iota
+	BugReusedEpoch        // an epoch number is given twice
+	BugRevokedCommits     // a commit under a revoked fence is taken
+	BugBothWin            // Cancel wins after HandOff
+	BugDroppedPin         // a pin is confirmed and not kept
+)
+
+// New returns the empty state of a cluster of one host.
+func New() *State { return NewGroup(GroupAll) }
+
+// NewGroup returns the empty state of a group.
+func NewGroup(g GroupID) *State {
 	return &State{
-		records:  map[scstore.VolumeID]*Record{},
+		group:    g,
 		sessions: map[ClientID]*session{},
-		names:    map[string]scstore.VolumeID{},
+		sites:    map[SiteID]*Site{},
+		hosts:    map[DiskID]*Host{},
+		tokens:   map[TokenHash]*Token{},
+		members:  map[GroupID]*members{},
+		entries:  map[string]*Entry{},
+		disks:    map[DiskID]*disk{},
+		moves:    map[HandOffID]*Move{},
+		decided:  map[HandOffID]*Decision{},
+		records:  map[scstore.VolumeID]*volume{},
+		names:    map[scstore.VolumeID]string{},
 		folders:  map[string]int{},
-		clones:   map[scstore.VolumeID]int{},
 	}
 }
+
+// Group returns the group whose state this is.
+func (s *State) Group() GroupID { return s.group }
 
 // Applied returns how many commands made this state, refused ones included: its
 // place in the log.
 func (s *State) Applied() uint64 { return s.applied }
 
-// Lookup returns the live record with this name.
-func (s *State) Lookup(name string) (Record, bool) {
-	id, ok := s.names[name]
-	if !ok {
-		return Record{}, false
+// ClockMs returns the latest proposer's clock that a command brought, milliseconds
+// since 1970: the clock that deadlines are compared with.
+func (s *State) ClockMs() int64 { return s.clockMs }
+
+// Apply runs one command and returns its outcome, which depends on the state and
+// the command alone. A refused command changes no record.
+//
+// step W7 (CommitEpoch)
+func (s *State) Apply(c Command) Result {
+	s.applied++
+	result := s.applyOnce(c)
+	if invariant.Enabled && s.planted == BugNone {
+		err := s.verify()
+		invariant.Check(err == nil, "state after %+v: %v", c, err)
 	}
-	return *s.records[id], true
+	return result
+}
+
+// applyOnce runs the command unless its session has run it before (I7).
+func (s *State) applyOnce(c Command) Result {
+	if c.Validate() != nil {
+		return Result{Code: CodeInvalid}
+	}
+	if _, opens := c.Op.(OpenSession); opens {
+		s.openSession(c.ID.Client)
+		return Result{Code: CodeOK}
+	}
+	if !s.group.takes(ops[c.Op.kind()].scope) {
+		return Result{Code: CodeWrongGroup}
+	}
+	if c.ID.IsZero() {
+		return c.Op.apply(s)
+	}
+	ses := s.sessions[c.ID.Client]
+	if ses == nil {
+		return Result{Code: CodeSessionExpired}
+	}
+	ses.lastUsed = s.applied
+	if result, known := ses.result(c.ID.Seq); known {
+		return result
+	}
+	result := c.Op.apply(s)
+	ses.record(c.ID.Seq, result)
+	return result
+}
+
+// record returns a record as others see it.
+func (s *State) record(v *volume) Record {
+	r := v.Record
+	r.Name, r.Phase = s.names[v.ID], v.phase()
+	return r
+}
+
+// Lookup returns the record with this name, where names and volumes are in one
+// state. See Resolve.
+func (s *State) Lookup(name string) (Record, bool) {
+	if e := s.entries[name]; e != nil {
+		if v := s.records[e.ID]; v != nil {
+			return s.record(v), true
+		}
+	}
+	return Record{}, false
 }
 
 // Get returns the record with this id, which may be a tombstone.
 func (s *State) Get(id scstore.VolumeID) (Record, bool) {
-	r, ok := s.records[id]
-	if !ok {
+	v := s.records[id]
+	if v == nil {
 		return Record{}, false
 	}
-	return *r, true
+	return s.record(v), true
 }
 
-// List returns the live records whose name is folder or lies below it, by name;
-// all of them for "".
+// List returns the records whose name is folder or lies below it, by name; all of
+// them that have a name for "".
 func (s *State) List(folder string) []Record {
 	var list []Record
-	for name, id := range s.names {
-		if folder == "" || name == folder || strings.HasPrefix(name, folder+"/") {
-			list = append(list, *s.records[id])
+	for name, e := range s.entries {
+		if v := s.records[e.ID]; v != nil && within(folder, name) {
+			list = append(list, s.record(v))
 		}
 	}
 	slices.SortFunc(list, func(a, b Record) int { return strings.Compare(a.Name, b.Name) })
 	return list
 }
 
+// Records returns all records that are not tombstones, by id, with or without a
+// name.
+func (s *State) Records() []Record {
+	return s.filter(func(v *volume) bool { return v.Life != Tombstone })
+}
+
 // Tombstones returns the removed records that are not forgotten yet, by id: what
 // is left to delete.
 func (s *State) Tombstones() []Record {
+	return s.filter(func(v *volume) bool { return v.Life == Tombstone })
+}
+
+// Branches returns the branches of a volume, by id. Their names are the volume's
+// with the suffix that BranchSuffix gives.
+func (s *State) Branches(id scstore.VolumeID) []Record {
+	return s.filter(func(v *volume) bool { return v.Kind == KindBranch && v.Base == id })
+}
+
+func (s *State) filter(match func(*volume) bool) []Record {
 	var list []Record
-	for _, r := range s.records {
-		if r.Life == Tombstone {
-			list = append(list, *r)
+	for _, v := range s.records {
+		if match(v) {
+			list = append(list, s.record(v))
 		}
 	}
-	slices.SortFunc(list, compareIDs)
+	slices.SortFunc(list, func(a, b Record) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	return list
 }
 
-// Clones returns how many records are based on an image, tombstones included.
-func (s *State) Clones(image scstore.VolumeID) int { return s.clones[image] }
-
-func compareIDs(a, b Record) int { return bytes.Compare(a.ID[:], b.ID[:]) }
-
-// live returns the record with this id if it is not a tombstone.
-func (s *State) live(id scstore.VolumeID) *Record {
-	if r := s.records[id]; r != nil && r.Life == Live {
-		return r
+// Clones returns how many volumes are based on a record, tombstones and branches
+// included.
+func (s *State) Clones(id scstore.VolumeID) int {
+	if v := s.records[id]; v != nil {
+		return len(v.refs)
 	}
-	return nil
+	return 0
 }
 
-// checkName says whether a new record could take this name (I1, I2).
-// Precondition: ValidateName(name) returned nil.
-func (s *State) checkName(name string) Code {
-	if _, taken := s.names[name]; taken {
-		return CodeNameTaken
-	}
-	if s.folders[name] > 0 {
-		return CodeNameIsFolder
-	}
-	for folder := range parents(name) {
-		if _, taken := s.names[folder]; taken {
-			return CodeParentIsVolume
-		}
-	}
-	return CodeOK
-}
+// tick takes a proposer's clock.
+func (s *State) tick(nowMs int64) { s.clockMs = max(s.clockMs, nowMs) }
 
-// link enters a record's name.
-// Precondition: checkName(r.Name) returned CodeOK.
-func (s *State) link(r *Record) {
-	s.names[r.Name] = r.ID
-	for folder := range parents(r.Name) {
-		s.folders[folder]++
-	}
-}
-
-// unlink takes a record's name out of the namespace and leaves it in the record.
-func (s *State) unlink(r *Record) {
-	delete(s.names, r.Name)
-	for folder := range parents(r.Name) {
-		decrement(s.folders, folder)
-	}
-}
-
-// insert adds a record that keeps the invariants.
-func (s *State) insert(r *Record) {
-	s.records[r.ID] = r
-	if r.Life == Live {
-		s.link(r)
-	}
-	if !r.Base.IsZero() {
-		s.clones[r.Base]++
-	}
-}
-
-func decrement[K cmp.Ordered | scstore.VolumeID](counts map[K]int, key K) {
+func decrement[K cmp.Ordered](counts map[K]int, key K) {
 	counts[key]--
 	invariant.Check(counts[key] >= 0, "count of %v fell below zero", key)
 	if counts[key] == 0 {
 		delete(counts, key)
 	}
-}
-
-// checkRecord says what is wrong with a record by itself and with its base.
-func (s *State) checkRecord(r *Record) error {
-	switch {
-	case r.ID.IsZero():
-		return fmt.Errorf("zero id: %w", scstore.ErrCorrupt)
-	case r.Kind != KindVolume && r.Kind != KindImage:
-		return fmt.Errorf("%v: %v: %w", r.ID, r.Kind, scstore.ErrCorrupt)
-	case r.Life != Live && r.Life != Tombstone:
-		return fmt.Errorf("%v: life %d: %w", r.ID, r.Life, scstore.ErrCorrupt)
-	case (r.Life == Live) != (r.Name != ""):
-		return fmt.Errorf("%v: name %q does not fit life %d: %w", r.ID, r.Name, r.Life, scstore.ErrCorrupt)
-	case r.Name != "" && ValidateName(r.Name) != nil:
-		return fmt.Errorf("%v: bad name %q: %w", r.ID, r.Name, scstore.ErrCorrupt)
-	case validateSize(r.SizeBytes) != nil || r.CreatedAtMs < 0 || len(r.Holder) > MaxHolderBytes:
-		return fmt.Errorf("%v: size, time or holder out of range: %w", r.ID, scstore.ErrCorrupt)
-	case r.Fence > maxCounter || r.Head.Epoch > maxCounter || r.Head.Fence > r.Fence:
-		return fmt.Errorf("%v: fence %d, head %v: %w", r.ID, r.Fence, r.Head, scstore.ErrCorrupt)
-	case r.Head == scstore.Position{} && r.Parent != r.Head, r.Head != scstore.Position{} && r.Parent.Compare(r.Head) >= 0:
-		return fmt.Errorf("%v: head %v with parent %v: %w", r.ID, r.Head, r.Parent, scstore.ErrCorrupt)
-	case r.Kind == KindImage && (r.Head.Epoch == 0 || r.Fence != r.Head.Fence || r.Holder != "" || !r.Base.IsZero()):
-		return fmt.Errorf("%v: an image with a volume's fields: %w", r.ID, scstore.ErrCorrupt)
-	case r.Base.IsZero() && r.BasePosition != scstore.Position{}:
-		return fmt.Errorf("%v: base position without a base: %w", r.ID, scstore.ErrCorrupt)
-	case !r.Base.IsZero() && s.checkBase(r.Base, r.BasePosition, r.SizeBytes) != CodeOK:
-		return fmt.Errorf("%v: base %v: %w", r.ID, r.Base, scstore.ErrCorrupt)
-	}
-	return nil
-}
-
-// checkBase says whether a volume of this size can have this base (I3).
-func (s *State) checkBase(id scstore.VolumeID, at scstore.Position, sizeBytes int64) Code {
-	base := s.live(id)
-	if base == nil || base.Kind != KindImage || base.Head != at || base.SizeBytes > sizeBytes {
-		return CodeBadBase
-	}
-	return CodeOK
-}
-
-// verify checks the whole state; it costs as much as writing it.
-func (s *State) verify() error {
-	for id, r := range s.records {
-		if err := s.checkRecord(r); err != nil {
-			return err
-		}
-		if r.Life == Live && s.names[r.Name] != id {
-			return fmt.Errorf("%v: name %q is not in the namespace: %w", id, r.Name, scstore.ErrCorrupt)
-		}
-	}
-	for name, id := range s.names {
-		if r := s.live(id); r == nil || r.Name != name {
-			return fmt.Errorf("name %q names %v: %w", name, id, scstore.ErrCorrupt)
-		}
-		if s.folders[name] > 0 {
-			return fmt.Errorf("name %q is a folder too: %w", name, scstore.ErrCorrupt)
-		}
-	}
-	return nil
 }

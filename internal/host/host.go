@@ -197,7 +197,7 @@ func (h *Host) reconcile(ctx context.Context) error {
 	var tombstones []meta.Record
 	h.meta.View(func(s *meta.State) {
 		applied = s.Applied()
-		for _, r := range s.List("") {
+		for _, r := range s.Records() { // a branch has no name of its own
 			named[r.ID] = true
 		}
 		tombstones = s.Tombstones()

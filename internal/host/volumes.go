@@ -137,7 +137,7 @@ func (h *Host) openVolume(ctx context.Context, s *slot, r meta.Record) error {
 	}
 	o := volume.Options{ID: r.ID, Table: table{t}, Base: baseChain(t), Head: r.Head, ReadOnly: r.Kind == meta.KindImage}
 	if !o.ReadOnly {
-		result, err := h.meta.Propose(ctx, meta.Command{Op: meta.OpenFence{ID: r.ID, Holder: h.folder.id.String()}})
+		result, err := h.meta.Propose(ctx, meta.Command{Op: meta.OpenFence{ID: r.ID, Holder: meta.DiskID(h.folder.id.String())}})
 		if err != nil {
 			return fmt.Errorf("take the right to write: %w", err)
 		}
