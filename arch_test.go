@@ -29,6 +29,7 @@ var layers = map[string][]string{
 	"propagate/codec":         {"."},
 	"propagate/wire":          {".", "propagate/codec"},
 	"nbd/nbdtest":             {".", "nbd"},
+	"sim":                     {".", "consensus/handoff", "consensus/meta", "fs/volume", "propagate", "propagate/codec", "propagate/wire"},
 	"internal/api":            {".", "internal/invariant"},
 	"internal/bench":          {".", "nbd"},
 	"internal/host":           {"*"},
