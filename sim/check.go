@@ -390,7 +390,7 @@ func (k *checker) held(at spot, depth int) bool {
 	}
 	return depth > 0 && slices.ContainsFunc(k.w.data(), func(h *host) bool {
 		v := h.copyOf(at.id).version(at.at)
-		return v != nil && (v.missing == 0 || v.base != at.at && k.held(spot{at.id, v.base}, depth-1))
+		return !h.lost && v != nil && (v.missing == 0 || v.base != at.at && k.held(spot{at.id, v.base}, depth-1))
 	})
 }
 

@@ -238,6 +238,7 @@ func (h *host) review() {
 			h.reviewVolume(h.copyOf(id), t)
 		} else if r, ok := h.state.Get(id); ok && r.Life == meta.Tombstone {
 			c := h.copyOf(id)
+			c.floor = max(c.floor, r.Fence)
 			c.fence, c.pending, c.jump = 0, nil, nil
 			h.prune(c)
 		}

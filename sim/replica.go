@@ -21,7 +21,7 @@ const (
 type jump struct {
 	to, from scstore.Position
 	core     *propagate.Jump
-	receiver *propagate.Receiver
+	base     propagate.Reader
 	ready    bool // the manifest is here
 	asking   bool
 	moved    time.Duration // when it last got on
@@ -293,10 +293,9 @@ func (h *host) tickJump(c *replica) {
 		}
 	}
 	j := &jump{to: to, from: from, core: core, moved: h.w.now}
-	j.receiver = &propagate.Receiver{Jump: core, Stage: &c.staged.stage}
 	if from != (scstore.Position{}) {
 		base := c.complete(from).data
-		j.receiver.Base = &base
+		j.base = &base
 	}
 	c.jump = j
 	h.w.count.Jumps++
@@ -313,7 +312,7 @@ func (h *host) askSource(c *replica, j *jump) {
 	if !j.ready {
 		request := j.core.ManifestRequest().AppendTo(nil)
 		h.exchange(from, j, request, func(r io.Reader) {
-			if err := j.receiver.Manifest(r); err != nil {
+			if err := h.receiver(c, j).Manifest(r); err != nil {
 				c.jump = nil
 				return
 			}
@@ -328,12 +327,19 @@ func (h *host) askSource(c *replica, j *jump) {
 		return
 	}
 	h.exchange(from, j, m.AppendTo(nil), func(r io.Reader) {
-		if err := j.receiver.Blocks(id, r); err == nil {
+		if err := h.receiver(c, j).Blocks(id, r); err == nil {
 			j.moved = h.w.now
 		}
 		h.verify(c, j)
 	})
 	h.after(800*time.Millisecond, func() { j.core.Close(id, false) })
+}
+
+// receiver takes an answer; its memory is shared by all jumps of a world.
+func (h *host) receiver(c *replica, j *jump) *propagate.Receiver {
+	v := h.w.receiver
+	v.Jump, v.Stage, v.Base = j.core, &c.staged.stage, j.base
+	return v
 }
 
 // exchange sends a request and has the answer read, unless the jump has ended.

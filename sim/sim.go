@@ -79,6 +79,7 @@ type World struct {
 	volumes  []scstore.VolumeID // ever made
 	check    *checker
 	answerer *propagate.Answerer
+	receiver *propagate.Receiver
 	puts     uint32
 	ids      int
 	weights  [actions]int
@@ -93,7 +94,7 @@ type Report struct {
 
 // Run runs one world to its end. The error is the first promise that was broken.
 func Run(o Options) (Report, error) {
-	w := &World{o: o, rng: rand.New(rand.NewPCG(o.Seed, 11)), answerer: &propagate.Answerer{}}
+	w := &World{o: o, rng: rand.New(rand.NewPCG(o.Seed, 11)), answerer: &propagate.Answerer{}, receiver: &propagate.Receiver{}}
 	w.check = newChecker(w)
 	w.build()
 	w.losing = true
