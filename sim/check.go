@@ -235,16 +235,16 @@ func (k *checker) acknowledged(h *host, c *replica, p put) {
 	if l.revoked {
 		k.w.count.SplitWrites++
 	}
-	k.keepsPromise(h, c)
+	k.keepsPromise(h, tenure{c.id, c.fence})
 	l.acked[p.block] = p.number
 	l.writes = append(l.writes, p)
 	l.total++
 	k.w.count.Writes++
 }
 
-func (k *checker) keepsPromise(h *host, c *replica) {
-	if c.fence <= k.promises[h][c.id] {
-		k.w.fail("%s answers for %x under %d and has promised not to", h.disk, c.id[0], c.fence)
+func (k *checker) keepsPromise(h *host, under tenure) {
+	if under.fence <= k.promises[h][under.id] {
+		k.w.fail("%s answers for %x under %d and has promised not to", h.disk, under.id[0], under.fence)
 	}
 }
 
@@ -264,9 +264,9 @@ func (k *checker) writes(c *replica) int {
 }
 
 // flushed says that a FLUSH was answered which covers so many writes.
-func (k *checker) flushed(h *host, c *replica, writes int) {
-	l := k.line(h, c)
-	k.keepsPromise(h, c)
+func (k *checker) flushed(h *host, under tenure, writes int) {
+	l := k.lines[under]
+	k.keepsPromise(h, under)
 	k.w.count.Flushes++
 	for len(l.writes) > 0 && l.total-len(l.writes) < writes {
 		l.flushed[l.writes[0].block] = l.writes[0].number

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"scstore"
@@ -133,7 +134,13 @@ func (w *World) do(action int) {
 // crashSome crashes a host for a while.
 func (w *World) crashSome() {
 	h := w.hosts[w.rng.IntN(len(w.hosts))]
-	if !h.up || !w.one(3) {
+	doubt := slices.IndexFunc(w.hosts, func(h *host) bool { return h.up && len(h.marks) > 0 })
+	if doubt >= 0 {
+		h = w.hosts[doubt] // the interesting one
+	} else if !w.one(3) {
+		return
+	}
+	if !h.up {
 		return
 	}
 	h.crash()

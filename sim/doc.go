@@ -41,6 +41,9 @@
 //
 //   - A host that starts anew may see an older state than it has acted on. The highest
 //     fence that it has seen pass is on its disk, and it owns nothing at or below it.
+//   - So its floor may be above the fence it served under before the state shows why.
+//     It then refuses data, and keeps what it has until the state shows a fork or a
+//     hand-off.
 //   - It drops nothing before a report of this start is applied, and nothing that a
 //     report on its way says it holds.
 //   - It deletes after a Release was applied only if it has not reported since it asked.

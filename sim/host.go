@@ -9,6 +9,11 @@ import (
 	"scstore/consensus/meta"
 )
 
+const (
+	askInterval = 400 * time.Millisecond // between two proposals of the same
+	maxPending  = 4                      // epochs that are sealed and not in the history
+)
+
 // host is one host: its disk, which survives a crash, and the rest, which does not.
 // What it does around the cores is what a real host has to do.
 type host struct {
@@ -249,8 +254,8 @@ func (h *host) reviewVolume(c *replica, t meta.Tenure) {
 	if t.Fence > 0 && t.Fence-1 > c.floor {
 		c.floor = t.Fence - 1
 	}
-	if c.fence != 0 && c.fence <= c.floor && h.sourceOf(c.id) == nil {
-		h.lose(c, t)
+	if c.fence != 0 && c.fence < t.Fence && h.sourceOf(c.id) == nil {
+		h.lose(c)
 	}
 	// After a restart the applied state may be older than what this host has acted on
 	// before: the floor, on disk, tells.
@@ -346,14 +351,16 @@ func (c *replica) sync() { c.synced, c.unsynced = c.open, nil }
 // flush answers a FLUSH if the fence is still good once the data are durable.
 func (h *host) flush(c *replica) {
 	fence, writes := c.fence, h.w.check.writes(c)
-	h.after(h.w.between(time.Millisecond, 30*time.Millisecond), func() {
-		if c.fence != fence {
+	took := h.w.between(time.Millisecond, 30*time.Millisecond)
+	if h.w.one(5) { // a slow disk
+		took *= 20
+	}
+	h.after(took, func() {
+		if h.w.o.Bug != BugFlushUnchecked && (c.fence != fence || !h.acknowledges(c)) {
 			return
 		}
 		c.sync()
-		if h.acknowledges(c) || h.w.o.Bug == BugFlushUnchecked {
-			h.w.check.flushed(h, c, writes)
-		}
+		h.w.check.flushed(h, tenure{c.id, fence}, writes)
 	})
 }
 
@@ -375,13 +382,12 @@ func (h *host) seal(c *replica) {
 }
 
 // ask proposes something again and again, but not too often.
-func (h *host) ask(key string, op meta.Op) bool {
-	if at, ok := h.asked[key]; ok && h.w.now-at < 400*time.Millisecond {
-		return false
+func (h *host) ask(key string, op meta.Op) {
+	if at, ok := h.asked[key]; ok && h.w.now-at < askInterval {
+		return
 	}
 	h.asked[key] = h.w.now
 	h.w.propose(h, meta.Command{Op: op})
-	return true
 }
 
 // tick is done a few times a second.
@@ -397,7 +403,7 @@ func (h *host) tick() {
 	}
 	h.review()
 	for _, c := range h.copies {
-		if h.acknowledges(c) && c.dirty() && len(c.pending) < 4 && h.w.one(2) {
+		if h.acknowledges(c) && c.dirty() && len(c.pending) < maxPending && h.w.one(2) {
 			h.seal(c)
 		}
 		h.commitPending(c)

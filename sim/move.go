@@ -96,7 +96,7 @@ func (h *host) doSource(s *source, a handoff.Action) {
 		h.w.send(h, s.to, func() { s.to.prepare(h, id, volumes) })
 	case handoff.SealRound:
 		for _, id := range s.volumes {
-			if c := h.copyOf(id); c.fence > c.floor && c.dirty() && len(c.pending) < 4 {
+			if c := h.copyOf(id); c.fence > c.floor && c.dirty() && len(c.pending) < maxPending {
 				h.seal(c)
 			}
 		}
@@ -355,6 +355,12 @@ func (h *host) reviewMoves() {
 	moves := h.state.Moves()
 	for _, s := range slices.Clone(h.sources) {
 		if d, _ := h.decision(s.id); d != handoff.Undecided {
+			if d == handoff.Dropped && !s.core.Ended() {
+				h.w.count.Dropped++
+				if s.core.Phase() == handoff.Doubt {
+					h.w.count.DroppedInDoubt++
+				}
+			}
 			s.todo = append(s.todo, s.core.Applied(d, h.w.now)...)
 			if s.core.Phase() == handoff.Aborted && len(s.todo) == 0 {
 				h.endSource(s)

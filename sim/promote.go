@@ -30,11 +30,10 @@ type promotion struct {
 	begun    time.Duration
 	asked    time.Duration // when the revoke was applied here; 0 before
 	answered map[meta.DiskID]scstore.Position
-	sent     bool
 }
 
 // lose is what an owner does that finds its fence gone without having handed it over.
-func (h *host) lose(c *replica, t meta.Tenure) {
+func (h *host) lose(c *replica) {
 	if h.forkOf(c) != nil {
 		h.surrender(c)
 		return

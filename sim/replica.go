@@ -63,13 +63,13 @@ func (h *host) newest(c *replica) *version {
 }
 
 // claims returns what the applied state says that this disk holds.
-func (h *host) claims(id scstore.VolumeID) (meta.Replica, bool) {
+func (h *host) claims(id scstore.VolumeID) meta.Replica {
 	for _, r := range h.state.Replicas(id) {
 		if r.Disk == h.disk {
-			return r, true
+			return r
 		}
 	}
-	return meta.Replica{}, false
+	return meta.Replica{}
 }
 
 // prune drops versions that nothing needs: no root shows them, this disk is not said to
@@ -86,7 +86,7 @@ func (h *host) prune(c *replica) {
 			need = append(need, r.Position)
 		}
 	}
-	mine, _ := h.claims(c.id)
+	mine := h.claims(c.id)
 	need = append(append(need, mine.Partial), mine.Holds...)
 	if h.w.o.Bug == BugDroppedRoot {
 		need = []scstore.Position{c.head}
@@ -129,7 +129,7 @@ func (h *host) report() {
 		}
 		h.release = nil // the next report overtakes it
 	}
-	if at, ok := h.asked["report"]; ok && h.w.now-at < 400*time.Millisecond {
+	if at, ok := h.asked["report"]; ok && h.w.now-at < askInterval {
 		return
 	}
 	var items []meta.AckItem
@@ -154,7 +154,7 @@ func (h *host) report() {
 
 // unreported returns what this disk holds of a volume and is not said to.
 func (h *host) unreported(c *replica) (items []meta.AckItem) {
-	mine, _ := h.claims(c.id)
+	mine := h.claims(c.id)
 	history, newest := h.state.History(c.id), h.newest(c)
 	for _, v := range c.versions {
 		known := slices.ContainsFunc(history, func(p meta.Point) bool { return p.Position == v.at })
@@ -177,7 +177,7 @@ func (h *host) nextReport() uint64 {
 
 // evict asks to drop a version.
 func (h *host) evict(c *replica) {
-	mine, _ := h.claims(c.id)
+	mine := h.claims(c.id)
 	if len(mine.Holds) == 0 || h.release != nil || c.fence != 0 || c.jump != nil {
 		return
 	}

@@ -49,12 +49,17 @@ type Options struct {
 
 // Count says what a world exercised.
 type Count struct {
-	Writes, Flushes, Reads, SplitWrites, SplitSteps                         int
-	Moves, HandedOff, Cancelled, Dropped, TetheredMoves, Blind              int
-	Crashes, RestartsInDoubt, Lost                                          int
-	Promotes, PromotesWithLoss, Branches                                    int
-	Jumps, JumpsDone, JumpsInterrupted, Releases, Snapshots, Clones, Reads2 int
-	Stranded, Settled                                                       int
+	Writes, Flushes, Reads                                          int
+	Moves, HandedOff, Cancelled, Dropped, DroppedInDoubt            int
+	TetheredMoves                                                   int // by an owner that lacks blocks
+	Blind                                                           int // owners that began without a map
+	Crashes, RestartsInDoubt, Lost                                  int
+	Promotes, PromotesWithLoss, Branches                            int
+	SplitWrites                                                     int // acknowledged under a fence that was revoked
+	SplitSteps                                                      int // at which two hosts acknowledged
+	Jumps, JumpsDone, JumpsInterrupted, Releases, Snapshots, Clones int
+	Stranded                                                        int // volumes whose copies were all on the host that is lost
+	Settled                                                         int // worlds
 }
 
 // World is hosts, links, a log and clients, driven by one seed.
@@ -118,6 +123,11 @@ func Run(o Options) (Report, error) {
 	if w.err == nil {
 		w.check.ended()
 		w.count.Settled++
+		for _, id := range w.volumes {
+			if w.stranded(id) {
+				w.count.Stranded++
+			}
+		}
 	}
 	return Report{Count: w.count, Trace: w.trace, Took: w.now}, w.err
 }
