@@ -338,7 +338,8 @@ func (w *World) unsettledVolume(id scstore.VolumeID) error {
 	c := owner.copyOf(id)
 	r, _ := ref.Get(id)
 	if !owner.acknowledges(c) || c.fence != t.Fence || len(c.pending) > 0 || c.open.missing != 0 || c.dirty() {
-		return fmt.Errorf("%s owns %x under %d: serves %v under %d, %d epochs pending, missing %x", owner.disk, id[0], t.Fence, owner.acknowledges(c), c.fence, len(c.pending), c.open.missing)
+		return fmt.Errorf("%s owns %x under %d: serves %v under %d, %d epochs pending, missing %x",
+			owner.disk, id[0], t.Fence, owner.acknowledges(c), c.fence, len(c.pending), c.open.missing)
 	}
 	p, _ := ref.PlacementOf(id)
 	for _, h := range w.data() {
