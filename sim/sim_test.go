@@ -75,6 +75,9 @@ func TestWorld_KeepsItsPromises(t *testing.T) {
 		return
 	}
 	t.Logf("%+v", sum)
+	if *seeds < 1000 {
+		return // too few to count
+	}
 	per := func(what string, got, worlds int) { // at least one in so many worlds
 		if got*worlds < int(*seeds) {
 			t.Errorf("%s: %d in %d worlds, want one in %d: the worlds do not test it any more", what, got, *seeds, worlds)
@@ -83,8 +86,8 @@ func TestWorld_KeepsItsPromises(t *testing.T) {
 	per("settled worlds", sum.Settled, 1)
 	per("hand-offs", sum.HandedOff, 1)
 	per("cancelled hand-offs", sum.Cancelled, 20)
-	per("dropped hand-offs", sum.Dropped, 20)
-	per("hand-offs dropped in doubt", sum.DroppedInDoubt, 100)
+	per("dropped hand-offs", sum.Dropped, 50)
+	per("hand-offs dropped in doubt", sum.DroppedInDoubt, 200)
 	per("hand-offs by a tethered owner", sum.TetheredMoves, 20)
 	per("blind owners", sum.Blind, 10)
 	per("restarts in doubt", sum.RestartsInDoubt, 20)
