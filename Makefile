@@ -6,6 +6,8 @@ TOOL        := $(GO) tool -modfile=internal/tools/go.mod
 PKGS        ?= ./...
 FUZZTIME    ?= 10s
 SOAK        ?= 30m
+SEEDS       ?= 20000
+SEED        ?= 0
 LDFLAGS     := -s -w -X main.commit=$(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 .PHONY: help
@@ -37,6 +39,10 @@ test: ## every test, none skipped; installs the tools that they drive
 .PHONY: race
 race: ## unit tests under the race detector with the costly invariants
 	CGO_ENABLED=1 scripts/gotest -race -tags=invariants -shuffle=on -timeout=20m $$($(GO) list $(PKGS) | grep -vE '/(e2e|cmd/scstore)$$')
+
+.PHONY: sim
+sim: ## simulated worlds: SEEDS of them, or the one of SEED, line by line
+	$(GO) test ./sim -count=1 -v -run Promises -sim.seeds=$(SEEDS) -sim.seed=$(SEED) -timeout=60m
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME

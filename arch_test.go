@@ -40,6 +40,7 @@ var layers = map[string][]string{
 	"propagate/quicnet":           {".", "internal/invariant", "propagate/quicnet/authority"},
 	"propagate/quicnet/raftnet":   {".", "propagate/quicnet", "propagate/quicnet/authority"},
 	"consensus/consensustest":     {".", "consensus"},
+	"sim":                         {".", "consensus/handoff", "consensus/meta", "fs/volume", "propagate", "propagate/codec", "propagate/wire"},
 }
 
 // libraries names the packages that may import each library outside of tests; "*"

@@ -12,8 +12,9 @@
 //	T       both: apply the entry. Target: FIRST ACK. Source: closes, serves old bytes
 //
 // In doubt the source acknowledges nothing, and a read of the state ends no doubt:
-// only an entry of the log does, HandOff or Cancel, whichever is first. Cancel gives
-// the source the next fence. Both sides act on the entry that their own state machine
+// only an entry of the log does: HandOff, Cancel, or what drops the intent (its
+// deadline, a revoked fence, a removed disk), whichever is first. Cancel gives the
+// source the next fence, a dropped intent leaves it the one it had. Both sides act on the entry that their own state machine
 // applied, never on the answer to a proposal.
 //
 // Invariants:

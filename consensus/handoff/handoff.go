@@ -44,12 +44,12 @@ type Final struct {
 // Decision is what the log says about a hand-off.
 type Decision uint8
 
-// The decisions. The first of HandedOff and Cancelled in the log is the only one.
+// The decisions. The first of them in the log is the only one.
 const (
 	Undecided Decision = iota
 	HandedOff          // the target owns, under the next fence
 	Cancelled          // the source owns, under the next fence
-	Dropped            // the intent is gone, and nothing was sealed for it
+	Dropped            // the intent is gone: the source owns as before, and no HandOff counts any more
 )
 
 // Action is what the host has to do now. Actions are done in the order in which they

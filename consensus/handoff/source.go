@@ -19,7 +19,7 @@ const (
 	Doubt                  // RELEASE or HandOff have left
 	Gone                   // the target owns
 	Kept                   // cancelled: owns under the next fence
-	Aborted                // taken back before anything left: owns under the old fence
+	Aborted                // taken back or dropped: owns under the old fence
 )
 
 // String names the phase.
@@ -158,6 +158,9 @@ func (s *Source) Applied(d Decision, now time.Duration) []Action {
 		return []Action{ServeNext}
 	case d == Dropped && s.phase < Doubt: // by another host's hand
 		return s.Failed(now)
+	case d == Dropped: // its time was over, or its fence or the target's disk is gone
+		s.enter(Aborted, now)
+		return []Action{Resume}
 	}
 	return nil
 }

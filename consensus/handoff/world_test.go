@@ -283,6 +283,10 @@ func (w *world) step() {
 			w.crashB()
 		}
 	}
+	intended := slices.ContainsFunc(w.log, func(e entry) bool { return e.decision == handoff.Undecided })
+	if w.losing && intended && w.rng.IntN(1500) == 0 { // the intent's deadline passes
+		w.log = append(w.log, entry{handoff.Dropped, nil})
+	}
 	if w.acknowledgesA() {
 		w.a.acked++
 	}

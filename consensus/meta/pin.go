@@ -15,8 +15,8 @@ const MaxLeaseMs = 7 * 24 * 3600 * 1000
 // kind, position and disk with a later deadline. The position is one that something
 // keeps alive already. Receivers of one volume share a jump's position by pinning
 // the same. Applying it twice does no harm. Errors: ErrNotFound, ErrInvalid (nothing
-// keeps the position, or the deadline has passed), ErrExists (the id is another
-// pin's), ErrNoSpace.
+// keeps the position, or the deadline has passed), ErrBusy (no disk holds all of the
+// position, see Snapshot), ErrExists (the id is another pin's), ErrNoSpace.
 type PutPin struct {
 	ID    scstore.VolumeID
 	Pin   Pin
@@ -86,6 +86,8 @@ func (o PutPin) apply(s *State) Result {
 		return v.refuse(CodeDiskRemoved)
 	case !v.isRoot(o.Pin.Position):
 		return v.refuse(CodeNotKept)
+	case !v.completeAnywhere(o.Pin.Position):
+		return v.refuse(CodeIncomplete)
 	case len(v.pins) >= MaxPins || s.full():
 		return v.refuse(CodeLimit)
 	}

@@ -207,7 +207,7 @@ func (v *volume) checkPromoted(at scstore.Position) Code {
 		return CodeUnknownPosition
 	case p.Line != 0:
 		return CodeLeftOut
-	case !slices.ContainsFunc(v.replicas, func(r replica) bool { return r.holds(at) }):
+	case !v.completeAnywhere(at):
 		return CodeIncomplete
 	}
 	return CodeOK

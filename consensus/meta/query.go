@@ -103,6 +103,17 @@ func (s *State) Replicas(id scstore.VolumeID) []Replica {
 	return list
 }
 
+// Reported returns the number of a disk's latest report, 0 without one. A report with a
+// lower number changes nothing any more. So a host that has started anew drops nothing
+// before a report of this start is applied: until then it may have acted on more of the
+// log than it sees, and one of its earlier reports may still be on the way.
+func (s *State) Reported(d DiskID) uint64 {
+	if known := s.disks[d]; known != nil {
+		return known.Seq
+	}
+	return 0
+}
+
 // CompleteHolders returns the disks that hold all of a volume at a position.
 func (s *State) CompleteHolders(id scstore.VolumeID, at scstore.Position) []DiskID {
 	v := s.records[id]

@@ -11,7 +11,9 @@ import (
 // Snapshot names a position of a volume, for good. The position is one that
 // something keeps alive: the head, one that is pinned, another snapshot. The same
 // again changes nothing. Errors: ErrNotFound, ErrReadOnly, ErrExists (the name),
-// ErrInvalid (nothing keeps the position), ErrBusy while a move is under way,
+// ErrInvalid (nothing keeps the position), ErrBusy while a move is under way, or
+// while no disk holds all of the position: what a tethered owner writes needs the
+// position of the hand-off, which is kept until the tether ends and no longer.
 // ErrNoSpace.
 type Snapshot struct {
 	ID          scstore.VolumeID
@@ -119,6 +121,8 @@ func (o Snapshot) apply(s *State) Result {
 		return v.refuse(CodeNotKept)
 	case v.point(o.Position).Line != 0:
 		return v.refuse(CodeLeftOut)
+	case !v.completeAnywhere(o.Position):
+		return v.refuse(CodeIncomplete)
 	case len(v.snapshots) >= MaxSnapshots || s.full():
 		return v.refuse(CodeLimit)
 	}

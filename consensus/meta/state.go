@@ -146,6 +146,10 @@ const (
 	BugDroppedPin         // a pin is confirmed and not kept
 )
 
+// Plant puts a bug into the state, for tests of the tests: this package's and those
+// of the simulated world. It is not part of what is stored or sent.
+func (s *State) Plant(b Bug) { s.planted = b }
+
 // New returns the empty state of a cluster of one host.
 func New() *State { return NewGroup(GroupAll) }
 

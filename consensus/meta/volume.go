@@ -238,6 +238,11 @@ func (v *volume) completeAt(d DiskID, at scstore.Position) bool {
 	return r != nil && r.holds(at)
 }
 
+// completeAnywhere reports whether some disk holds all of the volume at this position.
+func (v *volume) completeAnywhere(at scstore.Position) bool {
+	return slices.ContainsFunc(v.replicas, func(r replica) bool { return r.holds(at) })
+}
+
 func (r *replica) holds(at scstore.Position) bool {
 	_, found := slices.BinarySearchFunc(r.Holds, at, comparePositions)
 	return found
