@@ -199,12 +199,11 @@ func (a *appender) openGroup(slots bool) error {
 	return nil
 }
 
-// use makes g the active segment. The one before it is retired.
+// use makes g, which was begun, the active segment. The one before it is retired.
 func (a *appender) use(g *segment) error {
 	if err := a.leave(); err != nil {
 		return err
 	}
-	g.begin(a.stream)
 	a.seg, a.written, a.started = g, 0, 0
 	a.unsynced = append(a.unsynced, g)
 	return nil

@@ -317,7 +317,7 @@ func (s *Store) newLogSegment(reserve int) error {
 	case err != nil:
 		return err
 	}
-	s.adopt(g)
+	s.adopt(g, streamLog)
 	if err := s.log.use(g); err != nil {
 		return s.poisonLocked(err)
 	}
@@ -325,7 +325,8 @@ func (s *Store) newLogSegment(reserve int) error {
 }
 
 // adopt makes a spare one of the store's segments.
-func (s *Store) adopt(g *segment) {
+func (s *Store) adopt(g *segment, kind stream) {
+	g.begin(kind) // before anybody else sees it
 	s.mapMu.Lock()
 	s.segments[g.id] = g
 	s.mapMu.Unlock()
@@ -346,7 +347,7 @@ func (s *Store) appendMap(r record, data []byte) (int, loc, error) {
 		case err != nil:
 			return 0, 0, err
 		}
-		s.adopt(g)
+		s.adopt(g, streamMap)
 		if err := s.mapLog.use(g); err != nil {
 			return 0, 0, err
 		}
