@@ -44,6 +44,7 @@ type checker struct {
 	history  map[scstore.VolumeID][]scstore.Position
 	promises map[*host]map[scstore.VolumeID]scstore.Fence
 	pins     []readPin
+	removed  bool // the disk that is lost is out of the group
 }
 
 type readPin struct {
@@ -196,6 +197,8 @@ func (k *checker) pinned(op meta.Op) {
 		if o.Pin.Kind == meta.PinRead {
 			k.pins = append(k.pins, readPin{o.Pin.ID, spot{o.ID, o.Pin.Position}, o.Pin.DeadlineMs})
 		}
+	case meta.RemoveDisk:
+		k.removed = true
 	case meta.DropPin:
 		k.pins = slices.DeleteFunc(k.pins, func(p readPin) bool { return p.id == o.Pin })
 	case meta.Remove:

@@ -214,8 +214,8 @@ func (h *host) wants(c *replica) scstore.Position {
 	if !ok || r.Life != meta.Live || r.Head == (scstore.Position{}) {
 		return scstore.Position{}
 	}
-	for _, v := range c.versions { // what is here in part comes first
-		if v.missing != 0 && h.isRoot(c.id, v.base) {
+	for _, v := range c.versions { // what is here in part; if nobody has its base any more, that holds up nothing else
+		if v.missing != 0 && h.isRoot(c.id, v.base) && h.w.one(2) {
 			return v.base
 		}
 	}

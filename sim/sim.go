@@ -249,7 +249,7 @@ func (w *World) operate() {
 		return
 	}
 	h := w.log.leader
-	if l := w.lostHost; l != nil {
+	if l := w.lostHost; l != nil && !w.check.removed {
 		h.ask("remove"+string(l.disk), meta.RemoveDisk{Disk: l.disk})
 	}
 	for _, id := range w.volumes {
