@@ -4,7 +4,7 @@ SHELL       := bash
 GO          ?= go
 TOOL        := $(GO) tool -modfile=internal/tools/go.mod
 PKGS        ?= ./...
-FUZZTIME    ?= 10s
+FUZZTIME    ?= 5s
 SOAK        ?= 30m
 SEEDS       ?= 20000
 SEED        ?= 0
