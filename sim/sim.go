@@ -308,7 +308,7 @@ func (w *World) sourceLost(id scstore.VolumeID) bool {
 	return ok && w.lostHost != nil && !w.check.held(spot{id, r.Head}, 8)
 }
 
-// stranded reports whether all copies were on the host that is lost.
+// stranded reports whether all copies of the history were on the host that is lost.
 func (w *World) stranded(id scstore.VolumeID) bool {
 	if w.lostHost == nil {
 		return false
@@ -317,12 +317,13 @@ func (w *World) stranded(id scstore.VolumeID) bool {
 	if r.Head == (scstore.Position{}) {
 		return !r.Base.IsZero()
 	}
-	for _, rep := range w.check.ref.Replicas(id) {
-		if !w.hostOf(rep.Disk).lost && len(rep.Holds) > 0 {
-			return false
+	var alive []meta.DiskID
+	for _, h := range w.data() {
+		if !h.lost {
+			alive = append(alive, h.disk)
 		}
 	}
-	return true
+	return len(w.check.ref.PromoteCandidates(id, alive)) == 0
 }
 
 func (w *World) unsettledVolume(id scstore.VolumeID) error {
