@@ -451,6 +451,8 @@ func (w *twin) onVolume(op meta.Op) meta.Code {
 			return meta.CodeNotKept
 		case v.points[o.Position].left:
 			return meta.CodeLeftOut
+		case !v.held(o.Position):
+			return meta.CodeIncomplete
 		}
 		v.snaps[o.Name] = o.Position
 	case meta.DeleteSnapshot:
@@ -512,9 +514,21 @@ func (v *twinVolume) pin(p meta.Pin, clock int64) meta.Code {
 		p.DeadlineMs = max(p.DeadlineMs, known.DeadlineMs)
 	} else if !v.kept(p.Position) {
 		return meta.CodeNotKept
+	} else if !v.held(p.Position) {
+		return meta.CodeIncomplete
 	}
 	v.pins[p.ID] = p
 	return meta.CodeOK
+}
+
+// held reports whether a disk holds all of the volume at a position.
+func (v *twinVolume) held(at scstore.Position) bool {
+	for _, list := range v.holds {
+		if list[at] {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *twin) revoke(v *twinVolume, f scstore.Fence) meta.Code {
@@ -550,16 +564,12 @@ func (v *twinVolume) promote(o meta.Promote) meta.Code {
 	}
 	if o.Position != zero || v.head != zero {
 		p, known := v.points[o.Position]
-		held := false
-		for _, list := range v.holds {
-			held = held || list[o.Position]
-		}
 		switch {
 		case !known:
 			return meta.CodeUnknownPosition
 		case p.left:
 			return meta.CodeLeftOut
-		case !held:
+		case !v.held(o.Position):
 			return meta.CodeIncomplete
 		}
 	}
