@@ -48,10 +48,10 @@ func (l *library) Open(_ context.Context, _ scstore.VolumeID, p scstore.Position
 
 // source serves a library over pipes, which break.
 type source struct {
-	t       *testing.T
-	library *library
-	dead    error // what Open says, if set
-	cuts    int   // of 100 streams, that many end after some bytes
+	t    *testing.T
+	lib  *library
+	dead error // what Open says, if set
+	cuts int   // of 100 streams, that many end after some bytes
 
 	mu  sync.Mutex
 	rng *rand.Rand
@@ -70,7 +70,7 @@ func (s *source) Open(ctx context.Context) (propagate.Stream, error) {
 	}
 	s.mu.Unlock()
 	s.wg.Go(func() {
-		_ = propagate.Serve(ctx, stream{far, &io.LimitedReader{N: limit}}, s.library)
+		_ = propagate.Serve(ctx, stream{far, &io.LimitedReader{N: limit}}, s.lib)
 		_ = far.Close()
 	})
 	return stream{near, nil}, nil
@@ -157,7 +157,7 @@ func newFetchWorld(t *testing.T, seed uint64, sources int) *fetchWorld {
 	for i := range sources {
 		l := &library{from: &content{bytes: w.old}, to: &content{bytes: w.next}, changed: w.changed}
 		l.request = wire.ManifestRequest{Volume: o.Volume, From: o.From, To: o.To, Window: o.Window}
-		s := &source{t: t, library: l, rng: rand.New(rand.NewPCG(seed, uint64(i)))}
+		s := &source{t: t, lib: l, rng: rand.New(rand.NewPCG(seed, uint64(i)))}
 		w.sources = append(w.sources, s)
 		w.o.Sources = append(w.o.Sources, s)
 	}
@@ -174,7 +174,7 @@ func TestFetch_GoesOnWhenSourcesFail(t *testing.T) {
 		w := newFetchWorld(t, seed, 4)
 		w.sources[0].dead = syscall.ECONNREFUSED
 		w.sources[1].cuts = 70
-		w.sources[2].library.to = &content{bytes: w.next, absent: map[scstore.BlockIndex]bool{5: true, 60: true, 700: true}}
+		w.sources[2].lib.to = &content{bytes: w.next, absent: map[scstore.BlockIndex]bool{5: true, 60: true, 700: true}}
 		p, err := propagate.Fetch(t.Context(), w.o)
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
@@ -216,7 +216,7 @@ func TestFetch_SaysWhyItDoesNotEnd(t *testing.T) {
 		"nobody has the position": {func(w *fetchWorld, _ context.CancelCauseFunc) { w.o.Jump.To.Epoch = 99 }, scstore.ErrNotFound},
 		"nobody has a block": {func(w *fetchWorld, _ context.CancelCauseFunc) {
 			for _, s := range w.sources {
-				s.library.to = &content{bytes: w.next, absent: map[scstore.BlockIndex]bool{w.changed[2].First: true}}
+				s.lib.to = &content{bytes: w.next, absent: map[scstore.BlockIndex]bool{w.changed[2].First: true}}
 			}
 		}, scstore.ErrNotFound},
 		"wrong bytes": {func(w *fetchWorld, _ context.CancelCauseFunc) {
