@@ -215,8 +215,7 @@ type RefusalCode uint8
 
 // The codes of refusals.
 const (
-	RefusedUnknown  RefusalCode = 1 // no such volume here
-	RefusedPosition RefusalCode = 2 // the volume is here, the position is not
+	RefusedPosition RefusalCode = 2 // no such volume, or not at that position
 	RefusedBusy     RefusalCode = 3 // too much is asked at once; later, or elsewhere
 	RefusedFenced   RefusalCode = 4 // the sender no longer speaks for the position
 	RefusedFailed   RefusalCode = 5 // it can't be read
@@ -251,7 +250,7 @@ func ParseRefusal(b []byte) (Refusal, error) {
 func (m Refusal) Err() error {
 	sentinel := scstore.ErrVersion
 	switch m.Code {
-	case RefusedUnknown, RefusedPosition:
+	case RefusedPosition:
 		sentinel = scstore.ErrNotFound
 	case RefusedBusy:
 		sentinel = scstore.ErrBusy

@@ -178,7 +178,7 @@ func TestParse_RefusesWhatNoSenderMeans(t *testing.T) {
 		}
 	}
 	codes := map[wire.RefusalCode]error{
-		wire.RefusedUnknown: scstore.ErrNotFound, wire.RefusedPosition: scstore.ErrNotFound, wire.RefusedBusy: scstore.ErrBusy,
+		wire.RefusedPosition: scstore.ErrNotFound, wire.RefusedBusy: scstore.ErrBusy,
 		wire.RefusedFenced: scstore.ErrFenced, wire.RefusedFailed: scstore.ErrCorrupt, 99: scstore.ErrVersion,
 	}
 	for code, want := range codes {
