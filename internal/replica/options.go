@@ -69,4 +69,3 @@ type Options struct {
 
 // DefaultSealInterval is how long an epoch stays open while replicas wait for it.
 const DefaultSealInterval = time.Second
-
