@@ -56,19 +56,19 @@ type Site struct {
 
 // Peer is a host of the cluster.
 type Peer struct {
-	Name       string   `json:"name"`
-	Site       string   `json:"site"`
-	Disk       string   `json:"disk"`
-	State      string   `json:"state"` // joining, active, removed
-	Addresses  []string `json:"addresses"`
-	Here       bool     `json:"here"`      // it is the host that was asked
-	Reachable  bool     `json:"reachable"` // a connection is open
-	RTTMs      float64  `json:"rtt_ms,omitempty"`
-	SkewMs     float64  `json:"skew_ms,omitempty"` // how far its clock is ahead
-	SentBytes  uint64   `json:"sent_bytes"`        // to it, packets with their overhead
-	Received   uint64   `json:"received_bytes"`
-	LastError  string   `json:"last_error,omitempty"`
-	Volumes    int      `json:"volumes"` // written there
+	Name      string   `json:"name"`
+	Site      string   `json:"site"`
+	Disk      string   `json:"disk"`
+	State     string   `json:"state"` // joining, active, removed
+	Addresses []string `json:"addresses"`
+	Here      bool     `json:"here"`      // it is the host that was asked
+	Reachable bool     `json:"reachable"` // a connection is open
+	RTTMs     float64  `json:"rtt_ms,omitempty"`
+	SkewMs    float64  `json:"skew_ms,omitempty"` // how far its clock is ahead
+	SentBytes uint64   `json:"sent_bytes"`        // to it, packets with their overhead
+	Received  uint64   `json:"received_bytes"`
+	LastError string   `json:"last_error,omitempty"`
+	Volumes   int      `json:"volumes"` // written there
 }
 
 // Group is a group of the log.
