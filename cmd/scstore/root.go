@@ -63,6 +63,10 @@ func newRoot(e *environ) *cobra.Command {
   scstore volume create NAME --from IMAGE
   scstore nbd url NAME               what to give to qemu, nbdcopy, nbd-client
 
+  scstore serve --site SITE --listen HOST:PORT [--join TOKEN]
+                                     the same in several sites
+  scstore volume move NAME --to SITE let another site write it, from now on
+
 A client command finds its host by --host, else by SCSTORE_API, else at
 unix:` + filepath.Join(defaultDir, apiSocket) + `.
 
@@ -80,7 +84,8 @@ unix:` + filepath.Join(defaultDir, apiSocket) + `.
 	f.BoolVarP(&e.quiet, "quiet", "q", false, "no talk on standard error but errors")
 	root.AddCommand(
 		newServe(e), newStatus(e), newDoctor(e),
-		newImage(e), newVolume(e), newNBD(e), newBench(e), newBareLoop(), newVersion(e),
+		newImage(e), newVolume(e), newNBD(e), newSite(e), newHost(e), newPlacement(e),
+		newBench(e), newBareLoop(), newVersion(e),
 	)
 	return root
 }

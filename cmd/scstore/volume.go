@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 func newVolume(e *environ) *cobra.Command {
 	return group("volume", "writable disks",
 		newVolumeCreate(e), newList(e, api.KindVolume), newInfo(e, api.KindVolume), newRemove(e, api.KindVolume), newExport(e, api.KindVolume),
-		newSnapshot(e), newClone(e), newRollback(e))
+		newSnapshot(e), newClone(e), newRollback(e), newMove(e), newPromote(e))
 }
 
 func newVolumeCreate(e *environ) *cobra.Command {
@@ -132,14 +133,31 @@ func printList(w io.Writer, kind api.Kind, list []api.Volume) {
 		}
 		return
 	}
-	fmt.Fprintln(w, "NAME\tSIZE\tDATA\tBASE\tCONNECTIONS")
-	for _, v := range list {
-		base := v.Base
-		if base == "" {
-			base = "-"
+	inCluster := slices.ContainsFunc(list, func(v api.Volume) bool { return v.Where != nil })
+	owner := func(text string) string { // a column that only a cluster has
+		if !inCluster {
+			return ""
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\n", v.Name, humanSize(v.SizeBytes), dataSize(v.DataBytes), base, v.Connections)
+		return "\t" + text
 	}
+	fmt.Fprintf(w, "NAME\tSIZE\tDATA\tBASE\tCONNECTIONS%s\n", owner("OWNER"))
+	for _, v := range list {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d%s\n", v.Name, humanSize(v.SizeBytes), dataSize(v.DataBytes), orDash(v.Base), v.Connections, owner(ownerOf(v)))
+		if v.Where == nil {
+			continue
+		}
+		for _, branch := range v.Where.Branches {
+			fmt.Fprintf(w, "%s\t%s\t-\t-\t0%s\n", branch, humanSize(v.SizeBytes), owner("-"))
+		}
+	}
+}
+
+// orDash returns text, or a dash where there is none.
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
 }
 
 func newInfo(e *environ, kind api.Kind) *cobra.Command {
@@ -184,6 +202,9 @@ func printInfo(w io.Writer, v api.Volume) {
 	line("position", "%s", v.Position)
 	if v.Digest != "" {
 		line("digest", "%s", v.Digest)
+	}
+	if v.Where != nil {
+		printWhere(line, *v.Where)
 	}
 	line("connections", "%d", v.Connections)
 	if v.CreatedAt != nil {
