@@ -395,6 +395,10 @@ func TestServer_BadRequestsGetJSONErrors(t *testing.T) {
 		{"POST", "/v1/volumes", `{"nam":"x"}`, 400, "invalid"},
 		{"POST", "/v1/volumes", `{"name":"x"}{}`, 400, "invalid"},
 		{"POST", "/v1/volumes", `{"name":"` + strings.Repeat("x", api.MaxRequestBytes) + `"}`, 400, "invalid"},
+		{"POST", "/v1/tokens", `{"sight":"x"}`, 400, "invalid"},
+		{"POST", "/v1/volumes/x/move", `{"to":1}`, 400, "invalid"},
+		{"POST", "/v1/volumes/x/promote", "", 400, "invalid"},
+		{"PUT", "/v1/volumes/x/placement", "[]", 400, "invalid"},
 		{"PUT", "/v1/images/x/data", "", 500, "corrupt"},
 		{"PUT", "/v1/images/x/data", strings.Repeat("x", 100), 500, "corrupt"},
 	} {

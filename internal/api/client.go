@@ -143,7 +143,7 @@ func (c *Client) Rollback(ctx context.Context, name string, o RemoveOptions, pro
 	if err != nil {
 		return Rollback{}, err
 	}
-	l, err := c.follow(ctx, http.MethodPost, path+"/rollback?"+o.query(), progress)
+	l, err := c.follow(ctx, http.MethodPost, path+"/rollback?"+o.query(), nil, progress)
 	if err != nil {
 		return Rollback{}, err
 	}
@@ -155,7 +155,7 @@ func (c *Client) Rollback(ctx context.Context, name string, o RemoveOptions, pro
 
 // Doctor makes the host check itself. progress, in bytes, may be nil.
 func (c *Client) Doctor(ctx context.Context, progress func(done, total int64)) (Report, error) {
-	l, err := c.follow(ctx, http.MethodGet, "/v1/doctor", progress)
+	l, err := c.follow(ctx, http.MethodGet, "/v1/doctor", nil, progress)
 	if err != nil {
 		return Report{}, err
 	}
@@ -172,7 +172,7 @@ func (c *Client) CreateSnapshot(ctx context.Context, name string, progress func(
 	if err != nil {
 		return Volume{}, err
 	}
-	l, err := c.follow(ctx, http.MethodPost, path+"/snapshot", progress)
+	l, err := c.follow(ctx, http.MethodPost, path+"/snapshot", nil, progress)
 	if err != nil {
 		return Volume{}, err
 	}
@@ -183,8 +183,12 @@ func (c *Client) CreateSnapshot(ctx context.Context, name string, progress func(
 }
 
 // follow calls what answers in lines and returns the last of them.
-func (c *Client) follow(ctx context.Context, method, path string, progress func(done, total int64)) (Line, error) {
-	resp, err := c.send(ctx, method, path, nil)
+func (c *Client) follow(ctx context.Context, method, path string, body any, progress func(done, total int64)) (Line, error) {
+	r, err := encode(body)
+	if err != nil {
+		return Line{}, err
+	}
+	resp, err := c.send(ctx, method, path, r)
 	if err != nil {
 		return Line{}, err
 	}
@@ -197,7 +201,7 @@ func (c *Client) follow(ctx context.Context, method, path string, progress func(
 		switch {
 		case l.Error != nil:
 			return Line{}, l.Error.Err()
-		case l.Report != nil || l.Volume != nil || l.Rollback != nil:
+		case l.Report != nil || l.Volume != nil || l.Rollback != nil || l.Move != nil:
 			return l, nil
 		case progress != nil:
 			progress(l.DoneBytes, l.TotalBytes)
@@ -328,26 +332,39 @@ func namePath(kind Kind, name string) (string, error) {
 	if name == "" {
 		return "", fmt.Errorf("the %s's name is empty: %w", kind, scstore.ErrInvalid)
 	}
-	// A segment of dots only would be taken for a relative path.
+	return "/v1/" + kind.plural() + "/" + pathSegment(name), nil
+}
+
+// pathSegment escapes a name. A segment of dots only would be taken for a relative
+// path.
+func pathSegment(name string) string {
 	segment := url.PathEscape(name)
 	if strings.Trim(segment, ".") == "" {
 		segment = strings.ReplaceAll(segment, ".", "%2E")
 	}
-	return "/v1/" + kind.plural() + "/" + segment, nil
+	return segment
 }
 
 // call sends a JSON request and reads a JSON answer.
 func call[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
-	var r io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			var zero T
-			return zero, fmt.Errorf("encode the request: %w", err)
-		}
-		r = bytes.NewReader(text)
+	r, err := encode(body)
+	if err != nil {
+		var zero T
+		return zero, err
 	}
 	return decode[T](c.send(ctx, method, path, r))
+}
+
+// encode returns a request's JSON body; nil has none.
+func encode(body any) (io.Reader, error) {
+	if body == nil {
+		return nil, nil
+	}
+	text, err := json.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("encode the request: %w", err)
+	}
+	return bytes.NewReader(text), nil
 }
 
 // decode reads a JSON answer.

@@ -18,6 +18,13 @@
 //	POST   /v1/volumes/VOLUME@SNAPSHOT/rollback?force=1&dry_run=1   lines of Line, the last one holds the Rollback
 //	GET    /v1/volumes/NAME/data            the bytes, as the stream of stream.go
 //	PUT    /v1/images/NAME/data             import: the same stream as the request's body
+//	POST   /v1/volumes/NAME/move            Move -> lines of Line, the last one holds the MoveReport
+//	POST   /v1/volumes/NAME/promote         Promote -> PromoteReport
+//	GET    /v1/volumes/NAME/placement       Placement, of a volume or an image
+//	PUT    /v1/volumes/NAME/placement       Placement -> Placement
+//	GET    /v1/cluster                      Cluster
+//	POST   /v1/tokens                       NewToken -> Token
+//	DELETE /v1/hosts/NAME?force=1&dry_run=1             HostRemoval
 //	GET    /metrics                         Prometheus text
 //
 // A NAME is one path segment: its slashes are escaped as %2F. Where it is a volume's it

@@ -22,6 +22,7 @@ type memory struct {
 	fail    error
 	failAt  int64         // a write at or beyond this offset fails with ErrNoSpace, if it is not 0
 	began   chan struct{} // gets a token for each import that begins, if it is not nil
+	placed  api.Placement // what SetPlacement was told
 	block   chan struct{} // Doctor waits for it or for its context, if it is not nil
 }
 

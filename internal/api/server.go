@@ -145,6 +145,7 @@ func (s *Server) routes(g prometheus.Gatherer) http.Handler {
 		mux.HandleFunc("GET "+path+"/{name}/data", func(w http.ResponseWriter, r *http.Request) { s.export(w, r, kind) })
 	}
 	mux.HandleFunc("PUT /v1/images/{name}/data", s.importImage)
+	s.sitesRoutes(mux)
 	if g != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
 	}

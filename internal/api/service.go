@@ -12,6 +12,7 @@ type Service interface {
 	Catalog
 	Content
 	Health
+	Sites
 }
 
 // Catalog is the names.

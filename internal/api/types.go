@@ -37,6 +37,7 @@ type Volume struct {
 	DamagedAt   []int64          `json:"damaged_at,omitempty"`   // byte offsets of blocks that cannot be read; at most MaxDamageListed
 	CreatedAt   *time.Time       `json:"created_at,omitempty"`   // when the name was made, if that is known
 	PaddedBytes int64            `json:"padded_bytes,omitempty"` // zeros that an import added at the end
+	Where       *Where           `json:"where,omitempty"`        // in a cluster: who has which of its bytes
 }
 
 // Snapshot is a volume's content at a moment, under a name.
@@ -96,6 +97,17 @@ type Status struct {
 	Images    int         `json:"images"`
 	Conns     int         `json:"nbd_connections"`
 	Store     StoreStatus `json:"store"`
+	// Cluster is nil on a host that is in none.
+	Cluster *ClusterSummary `json:"cluster,omitempty"`
+}
+
+// ClusterSummary is the cluster in one line; Sites.Cluster says more.
+type ClusterSummary struct {
+	Site        string `json:"site"` // of this host
+	Host        string `json:"host"` // its name
+	HostsActive int    `json:"hosts_active"`
+	HostsKnown  int    `json:"hosts_known"` // joining ones included, removed ones not
+	Problem     string `json:"problem"`     // what is wrong, in a sentence; empty if nothing is
 }
 
 // StoreStatus is the state of the local store, in bytes unless it says otherwise.
@@ -168,10 +180,11 @@ func (r Report) Worst() Severity {
 // Line is one line of an answer that takes long. The last one has a result or an
 // error.
 type Line struct {
-	DoneBytes  int64     `json:"done_bytes"`
-	TotalBytes int64     `json:"total_bytes"`
-	Report     *Report   `json:"report,omitempty"` // of doctor
-	Volume     *Volume   `json:"volume,omitempty"` // of a snapshot
-	Rollback   *Rollback `json:"rollback,omitempty"`
-	Error      *Error    `json:"error,omitempty"`
+	DoneBytes  int64       `json:"done_bytes"`
+	TotalBytes int64       `json:"total_bytes"`
+	Report     *Report     `json:"report,omitempty"` // of doctor
+	Volume     *Volume     `json:"volume,omitempty"` // of a snapshot
+	Rollback   *Rollback   `json:"rollback,omitempty"`
+	Move       *MoveReport `json:"move,omitempty"`
+	Error      *Error      `json:"error,omitempty"`
 }
