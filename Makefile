@@ -64,7 +64,7 @@ bench: build ## measure against the peers on this machine, as a table
 	bin/scstore bench
 
 .PHONY: demo
-demo: ## a tour: a host, an image, a volume, a guest that survives kill -9 of the host
+demo: ## a tour: a guest survives kill -9 of its host, then its disk moves around three sites
 	scripts/demo
 
 .PHONY: golden

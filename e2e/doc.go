@@ -4,7 +4,8 @@
 // command line, sockets, files, exit codes.
 //
 // The package itself is what its tests and the demo share: [Server], a host that
-// can be started, asked, stopped and killed.
+// can be started, asked, stopped and killed, and [Sites], a cluster of hosts with a
+// wide-area network between them that can be cut.
 //
 // Invariants:
 //

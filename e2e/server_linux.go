@@ -47,6 +47,11 @@ type Server struct {
 // Errors: *exec.ExitError, with what the host said, if it ended instead;
 // ErrUnreachable if it is not ready after a minute.
 func Serve(ctx context.Context, binary, dir string, args ...string) (*Server, error) {
+	return serve(ctx, (*exec.Cmd).Start, binary, dir, args...)
+}
+
+// serve is Serve with another way to start a process.
+func serve(ctx context.Context, start func(*exec.Cmd) error, binary, dir string, args ...string) (*Server, error) {
 	s := &Server{binary: binary, dir: dir, exited: make(chan struct{})}
 	s.cmd = exec.Command(binary, append([]string{"serve", "--dir", dir}, args...)...)
 	s.cmd.SysProcAttr = ChildAttributes()
@@ -55,7 +60,7 @@ func Serve(ctx context.Context, binary, dir string, args ...string) (*Server, er
 		return nil, fmt.Errorf("start a host in %s: %w", dir, err)
 	}
 	began := time.Now()
-	if err := s.cmd.Start(); err != nil {
+	if err := start(s.cmd); err != nil {
 		return nil, fmt.Errorf("start a host in %s: %w", dir, err)
 	}
 	ready := make(chan time.Duration, 1)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"regexp"
@@ -45,6 +46,7 @@ func TestScript(t *testing.T) {
 			"connect":     cmdConnect,
 			"breakoff":    cmdBreakOff,
 			"flip":        cmdFlip,
+			"freeport":    cmdFreePort,
 		},
 		RequireExplicitExec: true,
 	})
@@ -202,6 +204,18 @@ func cmdBreakOff(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(leftover(c)) // at once: the command waits for the host
 	}
 	_ = in.Close() // broken already
+}
+
+// cmdFreePort sets variables to UDP ports that nobody uses: freeport NAME...
+func cmdFreePort(ts *testscript.TestScript, _ bool, args []string) {
+	for _, name := range args {
+		c, err := net.ListenPacket("udp", "127.0.0.1:0")
+		ts.Check(err)
+		defer func() { _ = c.Close() }() // kept until all are found, so that they differ
+		_, port, err := net.SplitHostPort(c.LocalAddr().String())
+		ts.Check(err)
+		ts.Setenv(name, port)
+	}
 }
 
 // cmdFlip flips bits in the middle of some stored bytes: flip FILE-GLOB-PREFIX TEXT

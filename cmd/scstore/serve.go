@@ -21,7 +21,7 @@ func newServe(e *environ) *cobra.Command {
 	o := host.Options{}
 	mapMemory, join := "", ""
 	cmd := &cobra.Command{
-		Use:   "serve --dir DIR [--site SITE --listen HOST:PORT [--join TOKEN]]",
+		Use:   "serve --dir DIR [--site SITE [--listen HOST:PORT] [--join TOKEN]]",
 		Short: "run the store in a folder",
 		Long: `Run the store in a folder, which is made if it does not exist. Nothing needs to
 be configured. The command says "ready" on standard error, and tells systemd so,
@@ -65,7 +65,7 @@ the host is in the cluster already, the flags need not be repeated.`,
 	f.BoolVar(&o.Insecure, "insecure", false, "allow host:port addresses, open to everybody who reaches them")
 	f.StringVar(&o.Site, "site", "", "the site that this host is at; makes it a host of a cluster")
 	f.StringVar(&o.Name, "name", "", "this host's name in the cluster (default: the machine's)")
-	f.StringVar(&o.Listen, "listen", "", "UDP address for the other hosts, host:port")
+	f.StringVar(&o.Listen, "listen", "", "UDP address for the other hosts, host:port (default :7400)")
 	f.StringVar(&join, "join", "", "token of the cluster to join, or @FILE (env SCSTORE_JOIN_TOKEN)")
 	f.StringVar(&mapMemory, "map-memory", "", "memory for the extent map (default 32M)")
 	return cmd

@@ -75,7 +75,11 @@ func tooLate(err error, timeout time.Duration) error {
 	if errors.Is(err, context.DeadlineExceeded) { // in the middle of a question
 		err = fmt.Errorf("no answer: %w", scstore.ErrUnreachable)
 	}
-	return scstore.Hint(fmt.Errorf("not ready after %s: %w", timeout, err), "look with scstore status, and at what the host logs")
+	err = fmt.Errorf("not ready after %s: %w", timeout, err)
+	if _, advised := errors.AsType[*scstore.HintError](err); advised {
+		return err
+	}
+	return scstore.Hint(err, "look with scstore status, and at what the host logs")
 }
 
 // notReady says what of a state is in the way of using the host. Errors:

@@ -45,10 +45,13 @@ echo "@error no disk"; exec poweroff -f
 const diskInit = `#!/bin/sh
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t tmpfs run /run
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
+count() { awk '$0 != "record " NR { exit } { good = NR } END { print good + 0 }' /records; }
 echo "@booted $(uname -r)"
+[ -e /records ] || : >/records
+n=$(count)
+echo "@found $n"
 if [ "$demo" = write ]; then
 	(read -r anything; : >/run/stop) </dev/ttyS0 &
-	n=0
 	until [ -e /run/stop ]; do
 		n=$((n + 1))
 		if ! { echo "record $n" >>/records && sync /records; }; then echo "@error record $n"; break; fi
@@ -56,7 +59,7 @@ if [ "$demo" = write ]; then
 	done
 fi
 echo 3 >/proc/sys/vm/drop_caches # what is read now comes from the store
-echo "@kept $(awk '$0 != "record " NR { exit } { good = NR } END { print good + 0 }' /records)"
+echo "@kept $(count)"
 mount -o remount,ro / && echo "@done"
 exec poweroff -f
 `

@@ -25,7 +25,7 @@ const maxEvents = 4096
 // event is one line that begins with @ on the guest's serial line.
 type event struct {
 	at   time.Time
-	word string // booted, ack, kept, done, error
+	word string // booted, found, ack, kept, done, error
 	rest string
 }
 
@@ -34,7 +34,8 @@ type machine struct {
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	events chan event // closed when QEMU has ended
-	acked  int        // the highest number that the guest printed
+	found  int        // records that it found when it booted
+	acked  int        // the highest number that it printed, or found
 	err    error      // how QEMU ended
 }
 
@@ -96,6 +97,12 @@ func (m *machine) wait(ctx context.Context, wanted func(event) bool) (event, err
 				return event{}, errors.Join(errors.New("the guest is gone"), m.err)
 			case e.word == "error":
 				return event{}, fmt.Errorf("the guest got an error: %s", e.rest)
+			case e.word == "found":
+				n, err := strconv.Atoi(e.rest)
+				if err != nil {
+					return event{}, fmt.Errorf("the guest found %q records", e.rest)
+				}
+				m.found, m.acked = n, n
 			case e.word == "ack":
 				n, err := strconv.Atoi(e.rest)
 				if err != nil || n != m.acked+1 {
@@ -112,6 +119,21 @@ func (m *machine) wait(ctx context.Context, wanted func(event) bool) (event, err
 
 // word returns what waits for a word.
 func word(w string) func(event) bool { return func(e event) bool { return e.word == w } }
+
+// writeMore waits until the guest has acknowledged more records.
+func (m *machine) writeMore(ctx context.Context, records int) (event, error) {
+	target := m.acked + records
+	return m.wait(ctx, func(event) bool { return m.acked >= target })
+}
+
+// finish tells a guest that writes to stop, and returns how many records it then
+// finds, as kept does.
+func (m *machine) finish(ctx context.Context) (int, error) {
+	if _, err := io.WriteString(m.stdin, "stop\n"); err != nil {
+		return 0, fmt.Errorf("stop the guest: %w", err)
+	}
+	return m.kept(ctx)
+}
 
 // kept waits until the guest has read all records and is off, and returns how many
 // it found, from the first, without a gap.

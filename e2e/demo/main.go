@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -19,7 +18,7 @@ import (
 const (
 	image  = "images/demo"
 	volume = "demo"
-	// recordsBetween is how many records the guest writes between two kills.
+	// recordsBetween is how many records the guest writes between two events.
 	recordsBetween = 25
 	// demoTimeout bounds the whole.
 	demoTimeout = 5 * time.Minute
@@ -27,8 +26,8 @@ const (
 
 func main() {
 	t := &tour{}
-	flag.BoolVar(&t.keep, "keep", false, "keep the folder with the store, the disk and the logs")
-	flag.IntVar(&t.kills, "kills", 3, "how often the host is killed")
+	flag.BoolVar(&t.keep, "keep", false, "keep the folder with the stores, the disk and the logs")
+	flag.IntVar(&t.kills, "kills", 1, "how often the single host is killed under the guest")
 	flag.StringVar(&t.binary, "scstore", "bin/scstore", "the program")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -48,17 +47,21 @@ type tour struct {
 	kills  int
 
 	dir    string
-	log    *os.File // the guest's serial line
+	log    *os.File // the guests' serial lines
 	began  time.Time
 	guest  guest
-	server *e2e.Server
-	acked  int // records that the guest acknowledged
+	server *e2e.Server // of the first act
+	sites  *e2e.Sites  // of the second
+	acked  int         // records that the guest acknowledged
 }
 
 // say prints a line of the timeline.
 func (t *tour) say(format string, args ...any) {
 	fmt.Printf("%7.2f s  "+format+"\n", append([]any{time.Since(t.began).Seconds()}, args...)...)
 }
+
+// act prints a heading.
+func (t *tour) act(title string) { fmt.Printf("\n%s\n", title) }
 
 // run is the whole tour.
 func (t *tour) run(ctx context.Context) (err error) {
@@ -70,6 +73,9 @@ func (t *tour) run(ctx context.Context) (err error) {
 		if t.server != nil {
 			err = errors.Join(err, t.server.Kill())
 		}
+		if t.sites != nil {
+			err = errors.Join(err, t.sites.Close())
+		}
 		if t.keep {
 			fmt.Printf("kept %s\n", t.dir)
 			return
@@ -80,12 +86,11 @@ func (t *tour) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.log.Close()) }()
-	for _, step := range []func(context.Context) error{t.makeGuest, t.serve, t.importDisk, t.writeAndKill, t.bootAgain, t.stop} {
+	for _, step := range []func(context.Context) error{t.makeGuest, t.oneHost, t.threeSites} {
 		if err := step(ctx); err != nil {
 			return err
 		}
 	}
-	t.say("nothing was lost: %d records acknowledged, %d kills", t.acked, t.kills+1)
 	return nil
 }
 
@@ -94,6 +99,18 @@ func (t *tour) makeGuest(ctx context.Context) (err error) {
 		return err
 	}
 	t.say("made a bootable %s disk with Linux %s", diskSize, t.guest.release)
+	return nil
+}
+
+// oneHost is the first act: a host that is killed under its guest.
+func (t *tour) oneHost(ctx context.Context) error {
+	t.act("One host")
+	for _, step := range []func(context.Context) error{t.serve, t.importDisk, t.writeAndKill, t.bootAgain, t.stop} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	t.say("nothing was lost: %d records acknowledged, %d kills", t.acked, t.kills+1)
 	return nil
 }
 
@@ -106,10 +123,15 @@ func (t *tour) serve(ctx context.Context) (err error) {
 	return nil
 }
 
-// importDisk imports the disk and bases a volume on it.
-func (t *tour) importDisk(ctx context.Context) error {
+// runner runs a client command against some host.
+type runner func(ctx context.Context, args ...string) (string, error)
+
+func (t *tour) importDisk(ctx context.Context) error { return t.importAt(ctx, t.server.Run) }
+
+// importAt imports the disk and bases a volume on it.
+func (t *tour) importAt(ctx context.Context, run runner) error {
 	began := time.Now()
-	text, err := t.server.Run(ctx, "--json", "image", "import", t.guest.disk, image)
+	text, err := run(ctx, "--json", "image", "import", t.guest.disk, image)
 	if err != nil {
 		return err
 	}
@@ -122,16 +144,16 @@ func (t *tour) importDisk(ctx context.Context) error {
 	}
 	t.say("scstore image import: %d MiB of data in a disk of %d MiB, durable after %d ms", made.DataBytes>>20, made.SizeBytes>>20, time.Since(began).Milliseconds())
 	began = time.Now()
-	if _, err := t.server.Run(ctx, "volume", "create", volume, "--from", image); err != nil {
+	if _, err := run(ctx, "volume", "create", volume, "--from", image); err != nil {
 		return err
 	}
 	t.say("scstore volume create --from: %d ms, nothing copied", time.Since(began).Milliseconds())
 	return nil
 }
 
-// boot boots the guest from the volume.
-func (t *tour) boot(ctx context.Context, mode string) (*machine, error) {
-	text, err := t.server.Run(ctx, "--json", "nbd", "url", volume, "--qemu")
+// boot boots the guest from a volume of a host.
+func (t *tour) boot(ctx context.Context, run runner, name, mode string) (*machine, error) {
+	text, err := run(ctx, "--json", "nbd", "url", name, "--qemu")
 	if err != nil {
 		return nil, err
 	}
@@ -147,6 +169,9 @@ func (t *tour) boot(ctx context.Context, mode string) (*machine, error) {
 		return nil, err
 	}
 	e, err := m.wait(ctx, word("booted"))
+	if err == nil {
+		_, err = m.wait(ctx, word("found"))
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("boot: %w", err), m.kill())
 	}
@@ -156,7 +181,7 @@ func (t *tour) boot(ctx context.Context, mode string) (*machine, error) {
 
 // writeAndKill lets the guest write and kills the host under it.
 func (t *tour) writeAndKill(ctx context.Context) (err error) {
-	m, err := t.boot(ctx, "write")
+	m, err := t.boot(ctx, t.server.Run, volume, "write")
 	if err != nil {
 		return err
 	}
@@ -166,24 +191,19 @@ func (t *tour) writeAndKill(ctx context.Context) (err error) {
 		return err
 	}
 	for range t.kills {
-		target := m.acked + recordsBetween
-		if _, err := m.wait(ctx, func(event) bool { return m.acked >= target }); err != nil {
+		if _, err := m.writeMore(ctx, recordsBetween); err != nil {
 			return err
 		}
 		if err := t.killOnce(ctx, m); err != nil {
 			return err
 		}
 	}
-	target := m.acked + recordsBetween
-	last, err := m.wait(ctx, func(event) bool { return m.acked >= target })
+	last, err := m.writeMore(ctx, recordsBetween)
 	if err != nil {
 		return err
 	}
 	t.say("the guest has acknowledged %d synced records in %.1f s", m.acked, last.at.Sub(first.at).Seconds())
-	if _, err := io.WriteString(m.stdin, "stop\n"); err != nil {
-		return fmt.Errorf("stop the guest: %w", err)
-	}
-	found, err := m.kept(ctx)
+	found, err := m.finish(ctx)
 	t.acked = m.acked
 	if err != nil {
 		return err
@@ -225,7 +245,12 @@ func (t *tour) bootAgain(ctx context.Context) (err error) {
 	if err := t.serve(ctx); err != nil {
 		return err
 	}
-	m, err := t.boot(ctx, "verify")
+	return t.bootAndCompare(ctx, t.server.Run, volume, "read by a second boot, after one more kill -9")
+}
+
+// bootAndCompare boots the guest only to look for the records.
+func (t *tour) bootAndCompare(ctx context.Context, run runner, name, how string) (err error) {
+	m, err := t.boot(ctx, run, name, "verify")
 	if err != nil {
 		return err
 	}
@@ -234,7 +259,7 @@ func (t *tour) bootAgain(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	return t.compare(found, "read by a second boot, after one more kill -9")
+	return t.compare(found, how)
 }
 
 // compare compares what was found with what the guest acknowledged.

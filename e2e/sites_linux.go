@@ -1,0 +1,273 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"scstore"
+	"scstore/internal/api"
+	"scstore/sim/wan"
+)
+
+const (
+	// sitesPort is the UDP port of every host; each is alone in its namespace.
+	sitesPort = 7400
+	// askInterval is the time between two looks at what is waited for.
+	askInterval = 50 * time.Millisecond
+	// exitNoMajority is the exit code of a command for which too few hosts answer.
+	exitNoMajority = 17
+	// apiSocket is the API's socket in the folder of a store.
+	apiSocket = "api.sock"
+)
+
+// SitesOptions says what to start.
+type SitesOptions struct {
+	Binary string   // the program
+	Dir    string   // an existing folder; the store of a site is in Dir/SITE
+	Names  []string // of the sites; the first one begins the cluster
+	// RTT and BitsPerSecond are those between any two sites; 0 bits are no limit.
+	RTT           time.Duration
+	BitsPerSecond int64
+}
+
+// Sites is a cluster on one machine: sites with a wide-area network between them,
+// each a network namespace with one host, SITE1. File systems are shared, so the
+// sockets of every host can be used from everywhere. It needs root.
+//
+// It is used by one goroutine, but for Cut, Heal, Bytes, Run and what is made of it,
+// which are safe for concurrent use with each other.
+type Sites struct {
+	o       SitesOptions
+	network *wan.Network
+	hosts   map[string]*Server // those that run
+}
+
+// OpenSites opens the network, starts a host at each site and joins them. It returns
+// when every one can be used. The caller closes it.
+func OpenSites(ctx context.Context, o SitesOptions) (*Sites, error) {
+	link := wan.RTT(o.RTT)
+	if o.BitsPerSecond > 0 {
+		link = link.WithRate(o.BitsPerSecond)
+	}
+	network, err := wan.Open(ctx, wan.Options{Sites: o.Names, Link: link, Seed: 1})
+	if err != nil {
+		return nil, err
+	}
+	s := &Sites{o: o, network: network, hosts: map[string]*Server{}}
+	for i, site := range o.Names {
+		if err := s.join(ctx, site, i == 0); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
+	for _, site := range o.Names {
+		if err := s.WaitReady(ctx, site); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
+	return s, nil
+}
+
+// join starts a site's host for the first time: it begins the cluster, or joins it
+// with a token of the first one.
+func (s *Sites) join(ctx context.Context, site string, begins bool) error {
+	if begins {
+		if err := s.Start(ctx, site); err != nil {
+			return err
+		}
+		return s.WaitReady(ctx, site)
+	}
+	token, err := s.Run(ctx, s.o.Names[0], "host", "token", "--site", site)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(s.o.Dir, site+".token")
+	if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
+		return fmt.Errorf("keep the token: %w", err)
+	}
+	return s.Start(ctx, site, "--join", "@"+file)
+}
+
+// Start starts a site's host, and returns when it serves. Errors: as Serve; ErrBusy
+// if it runs.
+func (s *Sites) Start(ctx context.Context, site string, more ...string) error {
+	if s.hosts[site] != nil {
+		return fmt.Errorf("start the host of site %q: it runs: %w", site, scstore.ErrBusy)
+	}
+	addrs := s.network.Addrs(site)
+	if len(addrs) == 0 {
+		return fmt.Errorf("start the host of site %q: %w", site, scstore.ErrNotFound)
+	}
+	args := append([]string{"--site", site, "--name", HostName(site), "--listen", netip.AddrPortFrom(addrs[0], sitesPort).String()}, more...)
+	start := func(cmd *exec.Cmd) error { return s.network.Start(site, cmd) }
+	host, err := serve(ctx, start, s.o.Binary, s.Folder(site), args...)
+	if err != nil {
+		return err
+	}
+	s.hosts[site] = host
+	return nil
+}
+
+// HostName returns the name of a site's host.
+func HostName(site string) string { return site + "1" }
+
+// Folder returns the folder of a site's store.
+func (s *Sites) Folder(site string) string { return filepath.Join(s.o.Dir, site) }
+
+// Names returns the sites, as they were given.
+func (s *Sites) Names() []string { return slices.Clone(s.o.Names) }
+
+// Host returns the host of a site; nil if it does not run.
+func (s *Sites) Host(site string) *Server { return s.hosts[site] }
+
+// Stop stops a site's host. Errors: as Server.Stop.
+func (s *Sites) Stop(site string) error { return s.end(site, (*Server).Stop) }
+
+// Kill ends a site's host with SIGKILL.
+func (s *Sites) Kill(site string) error { return s.end(site, (*Server).Kill) }
+
+func (s *Sites) end(site string, how func(*Server) error) error {
+	host := s.hosts[site]
+	if host == nil {
+		return nil
+	}
+	delete(s.hosts, site)
+	return how(host)
+}
+
+// Cut cuts a site from all others: what is under way is lost too.
+func (s *Sites) Cut(site string) error { return s.others(site, s.network.Partition) }
+
+// Heal ends a cut.
+func (s *Sites) Heal(site string) error { return s.others(site, s.network.Heal) }
+
+func (s *Sites) others(site string, f func(a, b string) error) error {
+	var errs []error
+	for _, other := range s.o.Names {
+		if other != site {
+			errs = append(errs, f(site, other))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Bytes returns how many bytes have arrived at one site from another one, in IP
+// packets.
+func (s *Sites) Bytes(from, to string) uint64 { return s.network.Stats(from, to).DeliveredBytes }
+
+// AllBytes returns how many bytes have arrived anywhere.
+func (s *Sites) AllBytes() uint64 {
+	sum := uint64(0)
+	for _, from := range s.o.Names {
+		for _, to := range s.o.Names {
+			sum += s.Bytes(from, to)
+		}
+	}
+	return sum
+}
+
+// Run runs a client command against the host of a site and returns its standard
+// output. Errors: *exec.ExitError, with what the command said.
+func (s *Sites) Run(ctx context.Context, site string, args ...string) (string, error) {
+	return Output(ctx, append([]string{s.o.Binary, "--host", "unix:" + filepath.Join(s.Folder(site), apiSocket)}, args...)...)
+}
+
+// decode is Run with --json.
+func decode[T any](ctx context.Context, s *Sites, site string, args ...string) (T, error) {
+	var v T
+	text, err := s.Run(ctx, site, append([]string{"--json"}, args...)...)
+	if err != nil {
+		return v, err
+	}
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		return v, fmt.Errorf("read the answer of %v: %w", args, err)
+	}
+	return v, nil
+}
+
+// WaitReady waits until a site's host and its cluster can be used.
+func (s *Sites) WaitReady(ctx context.Context, site string) error {
+	_, err := s.Run(ctx, site, "status", "--wait")
+	return err
+}
+
+// Volume asks the host of a site about a volume.
+func (s *Sites) Volume(ctx context.Context, site, name string) (api.Volume, error) {
+	v, err := decode[api.Volume](ctx, s, site, "volume", "info", name)
+	if err == nil && v.Where == nil {
+		err = fmt.Errorf("volume %q: the answer does not say where it is: %w", name, scstore.ErrInvalid)
+	}
+	return v, err
+}
+
+// Move hands a volume to another site, by the host of its owner's site.
+func (s *Sites) Move(ctx context.Context, site, name, to string, flags ...string) (api.MoveReport, error) {
+	return decode[api.MoveReport](ctx, s, site, append([]string{"volume", "move", name, "--to", to}, flags...)...)
+}
+
+// Promote gives a volume to a site without its owner, by that site's host. As a person
+// would, it tries again while the sites that are left choose a leader.
+func (s *Sites) Promote(ctx context.Context, name, to string, flags ...string) (api.PromoteReport, error) {
+	args := append([]string{"volume", "promote", name, "--to", to}, flags...)
+	for {
+		r, err := decode[api.PromoteReport](ctx, s, to, args...)
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != exitNoMajority {
+			return r, err
+		}
+		select {
+		case <-ctx.Done():
+			return r, errors.Join(context.Cause(ctx), err)
+		case <-time.After(askInterval):
+		}
+	}
+}
+
+// WaitVolume waits until what the host of a site says of a volume is as wanted.
+// Errors: what it said last, when ctx ends.
+func (s *Sites) WaitVolume(ctx context.Context, site, name string, wanted func(api.Where) bool) (api.Where, error) {
+	for {
+		v, err := s.Volume(ctx, site, name)
+		if err == nil && wanted(*v.Where) {
+			return *v.Where, nil
+		}
+		select {
+		case <-ctx.Done():
+			state := "nothing"
+			if v.Where != nil {
+				state = fmt.Sprintf("%+v", *v.Where)
+			}
+			return api.Where{}, errors.Join(fmt.Errorf("wait for volume %q at site %q, which says %s: %w", name, site, state, context.Cause(ctx)), err)
+		case <-time.After(askInterval):
+		}
+	}
+}
+
+// WaitCurrent waits until the sites hold all of a volume that its owner has, which
+// the owner's site is asked for. Nobody may be writing.
+func (s *Sites) WaitCurrent(ctx context.Context, owner, name string, sites ...string) error {
+	_, err := s.WaitVolume(ctx, owner, name, func(w api.Where) bool {
+		for _, site := range sites {
+			if !slices.ContainsFunc(w.Copies, func(c api.CopyInfo) bool { return c.Site == site && c.Current }) {
+				return false
+			}
+		}
+		return w.OnlyBytes == 0 && w.Tether == nil
+	})
+	return err
+}
+
+// Close kills the hosts and ends the network.
+func (s *Sites) Close() error {
+	var errs []error
+	for _, site := range s.o.Names {
+		errs = append(errs, s.Kill(site))
+	}
+	return errors.Join(append(errs, s.network.Close())...)
+}
