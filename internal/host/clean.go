@@ -22,8 +22,8 @@ const (
 // forgetLater drops a record's tombstone in a moment. If this host stops before, the
 // leader does it.
 func (c *clustered) forgetLater(g meta.GroupID, id scstore.VolumeID) {
-	timer := time.NewTimer(forgetSoon)
 	c.background(func(ctx context.Context) {
+		timer := time.NewTimer(forgetSoon)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
@@ -73,7 +73,7 @@ func (c *clustered) clean(ctx context.Context) {
 	again, look := time.NewTicker(cleanEvery), time.NewTicker(lookEvery)
 	defer again.Stop()
 	defer look.Stop()
-	seen := map[scstore.VolumeID]time.Time{}
+	seen := map[meta.GroupID]sightings{}
 	for {
 		select {
 		case <-look.C:
@@ -87,32 +87,44 @@ func (c *clustered) clean(ctx context.Context) {
 			if leader, ok := c.log.Leader(g); !ok || leader != c.h.disk() {
 				continue
 			}
-			if err := c.cleanGroup(ctx, g, time.Now(), seen); err != nil && ctx.Err() == nil {
+			var err error
+			if seen[g], err = c.cleanGroup(ctx, g, time.Now(), seen[g]); err != nil && ctx.Err() == nil {
 				c.h.log.Debug("group not cleaned", "group", uint64(g), "err", err)
 			}
 		}
 	}
 }
 
+// sightings is when each tombstone of a group was first looked at.
+type sightings map[scstore.VolumeID]time.Time
+
 // cleanGroup forgets the tombstones that are old and removes the records that have had no
-// name for long. seen is when each tombstone was first looked at.
-func (c *clustered) cleanGroup(ctx context.Context, g meta.GroupID, now time.Time, seen map[scstore.VolumeID]time.Time) error {
+// name for long. It returns what to call it with next.
+func (c *clustered) cleanGroup(ctx context.Context, g meta.GroupID, now time.Time, seen sightings) (sightings, error) {
 	var tombstones, records []meta.Record
 	err := c.view(g, func(s *meta.State) { tombstones, records = s.Tombstones(), s.Records() })
 	if err != nil {
-		return err
+		return seen, err
 	}
+	next := sightings{}
 	for _, r := range tombstones {
-		if _, known := seen[r.ID]; !known {
-			seen[r.ID] = now
+		first, known := seen[r.ID]
+		if !known {
+			first = now
 		}
-		if now.Sub(seen[r.ID]) >= forgetGrace {
+		next[r.ID] = first
+		if now.Sub(first) >= forgetGrace {
 			c.forget(ctx, g, r.ID)
 		}
 	}
+	return next, c.removeNameless(ctx, g, now, records)
+}
+
+// removeNameless removes the records that have had no name for long.
+func (c *clustered) removeNameless(ctx context.Context, g meta.GroupID, now time.Time, records []meta.Record) error {
 	// A name that was there when the record was is seen by this read.
 	named := map[scstore.VolumeID]bool{}
-	err = c.log.Read(ctx, meta.GroupNamespace, func(s *meta.State) {
+	err := c.log.Read(ctx, meta.GroupNamespace, func(s *meta.State) {
 		for _, e := range s.Entries("") {
 			named[e.ID] = true
 		}
