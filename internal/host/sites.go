@@ -305,5 +305,15 @@ func (c *clustered) promote(ctx context.Context, p place, req api.Promote) (api.
 	if err != nil {
 		return api.PromoteReport{}, err
 	}
-	return promoteReport(p.Name, req.DryRun, r, hosts), nil
+	return promoteReport(p.Name, r, hosts), nil
+}
+
+// promoteReport translates a report.
+func promoteReport(name string, r replica.PromoteReport, hosts hostMap) api.PromoteReport {
+	return api.PromoteReport{
+		Volume: name, DryRun: r.DryRun, Owner: hosts.name(r.Owner), To: hosts.name(r.To),
+		Position: r.Position, Head: r.Head, Fence: r.Fence,
+		Epochs: r.Epochs, Bytes: r.Bytes, Extents: r.Extents, Seconds: r.Seconds, Unknown: r.Unknown,
+		Reachable: hosts.names(r.Reachable), Silent: hosts.names(r.Silent),
+	}
 }

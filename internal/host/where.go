@@ -205,6 +205,16 @@ func (m hostMap) name(d meta.DiskID) string {
 	return string(d)
 }
 
+// names returns what people call hosts, sorted.
+func (m hostMap) names(disks []meta.DiskID) []string {
+	list := []string{}
+	for _, d := range disks {
+		list = append(list, m.name(d))
+	}
+	slices.Sort(list)
+	return list
+}
+
 // hostsByDisk returns all hosts, removed ones included.
 func (c *clustered) hostsByDisk() (hostMap, error) {
 	list, err := c.hosts()
