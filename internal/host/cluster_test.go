@@ -49,7 +49,7 @@ func serveHost(t *testing.T, o Options) running {
 		once.Do(func() {
 			cancel()
 			if err := errors.Join(<-served, h.Close()); err != nil {
-				t.Errorf("host %s: %v", o.Host, err)
+				t.Errorf("host %s: %v", o.Name, err)
 			}
 		})
 	}}
@@ -118,7 +118,7 @@ func (r running) mustGet(t *testing.T, name string) api.Volume {
 }
 
 func TestCluster_OfOneHost(t *testing.T) {
-	a := serveHost(t, Options{Site: "ams", Host: "a"})
+	a := serveHost(t, Options{Site: "ams", Name: "a"})
 	ctx := t.Context()
 	if err := importImage(a.Host, "base"); err != nil {
 		t.Fatal(err)
@@ -205,7 +205,7 @@ func TestCluster_StoreOfAHostAloneIsRefused(t *testing.T) {
 }
 
 func TestCluster_KeepsItsSite(t *testing.T) {
-	a := serveHost(t, Options{Site: "ams", Host: "a"})
+	a := serveHost(t, Options{Site: "ams", Name: "a"})
 	a.stop()
 	for _, o := range []Options{{Site: "fra"}, {Join: "something"}} {
 		o.Dir, o.Version = a.o.Dir, "test"
@@ -222,17 +222,17 @@ func TestCluster_KeepsItsSite(t *testing.T) {
 // three serves a host in each of three sites.
 func three(t *testing.T) (a, b, c running) {
 	t.Helper()
-	a = serveHost(t, Options{Site: "ams", Host: "a"})
+	a = serveHost(t, Options{Site: "ams", Name: "a"})
 	join := func(site, name string) running {
 		token, err := a.NewToken(t.Context(), api.NewToken{Site: site})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return serveHost(t, Options{Host: name, Join: token.Text})
+		return serveHost(t, Options{Name: name, Join: token.Text})
 	}
 	b, c = join("fra", "b"), join("lon", "c")
 	for _, h := range []running{a, b, c} {
-		eventually(t, "all hosts are active in the eyes of "+h.o.Host, func() bool {
+		eventually(t, "all hosts are active in the eyes of "+h.o.Name, func() bool {
 			st, err := h.Status(t.Context())
 			return err == nil && st.Cluster.HostsActive == 3
 		})
@@ -335,7 +335,7 @@ func TestSites_RemovalIsForTheOwnerToCarryOut(t *testing.T) {
 		t.Error(err)
 	}
 	for _, h := range []running{a, b, c} {
-		eventually(t, "host "+h.o.Host+" has nothing left", func() bool {
+		eventually(t, "host "+h.o.Name+" has nothing left", func() bool {
 			all, err := h.names.entries()
 			return err == nil && len(all) == 0 && h.blocks.Stats().Volumes == 0
 		})

@@ -49,7 +49,7 @@ func (h *Host) member() (bool, error) {
 	if err != nil || exists {
 		return exists, err
 	}
-	return h.o.Site != "" || h.o.Listen != "" || h.o.Join != "" || h.o.Host != "", nil
+	return h.o.Site != "" || h.o.Listen != "" || h.o.Join != "" || h.o.Name != "", nil
 }
 
 // refuseVolumes makes sure that a store that is to begin or join a cluster holds nothing
@@ -88,7 +88,7 @@ func (h *Host) openCluster(ctx context.Context) error {
 		return err
 	}
 	log, err := cluster.Open(ctx, cluster.Options{
-		Dir: h.o.Dir, Disk: h.folder.id, Site: meta.SiteID(h.o.Site), Host: h.o.Host, Listen: h.o.Listen, Join: h.o.Join,
+		Dir: h.o.Dir, Disk: h.folder.id, Site: meta.SiteID(h.o.Site), Host: h.o.Name, Listen: h.o.Listen, Join: h.o.Join,
 		Logger: h.log, Registerer: h.registry,
 	})
 	if err != nil {

@@ -34,7 +34,7 @@ type Options struct {
 	// What follows makes the host one of a cluster; with none of it a new store is a
 	// host alone. A store that is in a cluster needs none of it.
 	Site   string // failure domain; required to begin a cluster
-	Host   string // the host's name; default the machine's
+	Name   string // of the host; default the machine's
 	Listen string // UDP host:port between hosts; default cluster.DefaultListen
 	Join   string // a token's text; empty: begin a cluster
 	Logger *slog.Logger
