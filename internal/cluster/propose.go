@@ -101,7 +101,7 @@ func (c *Cluster) propose(ctx context.Context, g meta.GroupID, op meta.Op, send 
 		return meta.Result{}, fmt.Errorf("group %d is not here: %w", g, scstore.ErrNotFound)
 	}
 	for again := false; ; again = true {
-		id, err := c.begin(ctx, g, s)
+		id, err := c.begin(ctx, g, s, send)
 		if err != nil {
 			return meta.Result{}, err
 		}
@@ -135,14 +135,14 @@ func (c *Cluster) settle(ctx context.Context, g meta.GroupID, command meta.Comma
 
 // begin returns the id of the next command, in a session that is opened if there is
 // none. Errors: as Propose; nothing was applied.
-func (c *Cluster) begin(ctx context.Context, g meta.GroupID, s *session) (meta.CommandID, error) {
+func (c *Cluster) begin(ctx context.Context, g meta.GroupID, s *session, send proposer) (meta.CommandID, error) {
 	for {
 		id, wait, ok := s.take()
 		switch {
 		case ok:
 			return id, nil
 		case wait == nil:
-			if err := c.openSession(ctx, g, s); err != nil {
+			if err := c.openSession(ctx, g, s, send); err != nil {
 				return meta.CommandID{}, err
 			}
 			continue
@@ -156,7 +156,7 @@ func (c *Cluster) begin(ctx context.Context, g meta.GroupID, s *session) (meta.C
 }
 
 // openSession opens a session, unless somebody else did meanwhile.
-func (c *Cluster) openSession(ctx context.Context, g meta.GroupID, s *session) error {
+func (c *Cluster) openSession(ctx context.Context, g meta.GroupID, s *session, send proposer) error {
 	select {
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
@@ -171,7 +171,7 @@ func (c *Cluster) openSession(ctx context.Context, g meta.GroupID, s *session) e
 	}
 	var client meta.ClientID
 	rand.Read(client[:])
-	_, _, err := c.settle(ctx, g, meta.Command{ID: meta.CommandID{Client: client}, Op: meta.OpenSession{}}, c.raft.Propose)
+	_, _, err := c.settle(ctx, g, meta.Command{ID: meta.CommandID{Client: client}, Op: meta.OpenSession{}}, send)
 	switch {
 	case errors.Is(err, scstore.ErrIndeterminate): // of the session; the command that wants it was not proposed
 		return fmt.Errorf("open a session in group %d: %v: %w", g, err, scstore.ErrNoMajority)

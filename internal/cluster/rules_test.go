@@ -179,6 +179,35 @@ func TestPropose_OnceWhateverIsLost(t *testing.T) {
 	})
 }
 
+func TestPropose_SessionThatExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, l := newFake()
+		s.replace(meta.ClientID{1}, meta.ClientID{2}) // one that the state does not know
+		if _, err := c.propose(t.Context(), 2, createVolume(1), l.propose); err != nil {
+			t.Errorf("its first command: %v", err)
+		}
+		if len(l.seen) != 3 || l.seen[1].Seq != 0 || l.seen[2].Client != l.seen[1].Client {
+			t.Errorf("ids %v", l.seen)
+		}
+		// A command that may be applied already is not proposed under another id.
+		l.seen, l.lose = nil, 1
+		evict := func(ctx context.Context, g consensus.GroupID, command meta.Command) (meta.Result, error) {
+			r, err := l.propose(ctx, g, command)
+			if l.lose == 0 {
+				l.state = meta.NewGroup(2)
+			}
+			return r, err
+		}
+		_, err := c.propose(t.Context(), 2, createVolume(2), evict)
+		if !errors.Is(err, scstore.ErrIndeterminate) || len(l.seen) != 2 {
+			t.Errorf("lost, and the session with it: %v, ids %v", err, l.seen)
+		}
+		if _, err := c.propose(t.Context(), 2, createVolume(3), l.propose); err != nil {
+			t.Errorf("the next command: %v", err)
+		}
+	})
+}
+
 func TestSession_KeepsNoMoreInFlightThanIsRemembered(t *testing.T) {
 	s := newSession()
 	if _, wait, ok := s.take(); ok || wait != nil {
