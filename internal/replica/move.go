@@ -350,6 +350,9 @@ func (s *Set) Move(ctx context.Context, id scstore.VolumeID, to meta.DiskID, o M
 	if err := s.owns(r); err != nil {
 		return MoveReport{}, fmt.Errorf("move %s: %w", id, err)
 	}
+	if _, err := s.alive(ctx, to, id); err != nil {
+		return MoveReport{}, fmt.Errorf("move %s: host %s: %w", id, to, err)
+	}
 	if err := s.waitComplete(ctx, r, progress); err != nil {
 		return MoveReport{}, fmt.Errorf("move %s: wait until all of it is here: %w", id, err)
 	}

@@ -48,9 +48,10 @@ type Replica struct {
 
 	source *source // a hand-off from here
 	target *target // a hand-off to here
-	jump   *jump   // the one who changes the table's head, other than v
-	fill   *fill   // brings what is missing
-	hurry  int     // who waits for it
+	moving moving
+	jump   *jump // the one who changes the table's head, other than v
+	fill   *fill // brings what is missing
+	hurry  int   // who waits for it
 
 	retryAt  time.Duration // no jump before
 	failures int           // in a row

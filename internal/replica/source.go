@@ -110,6 +110,9 @@ func (s *source) acknowledges() bool {
 	return p <= handoff.Draining || p == handoff.Kept || p == handoff.Aborted
 }
 
+// patience is how long one proposal is waited for: then another is made.
+func (s *source) patience() time.Duration { return max(4*s.rtt, handoff.MinCancelAfter) }
+
 // ids returns the volumes' ids.
 func (s *source) ids() (list []scstore.VolumeID) {
 	for _, r := range s.volumes {
@@ -274,6 +277,8 @@ func (s *source) failed(err error) []handoff.Action {
 // proposeIntent announces the hand-off. What the state refuses it refuses for good.
 func (s *source) proposeIntent() {
 	s.set.moves.some(&s.proposing, maxProposals, func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, s.patience())
+		defer cancel()
 		now := time.Now().UnixMilli()
 		move := meta.Move{ID: s.id, From: s.set.o.Disk, To: s.to, Volumes: s.ids(), DeadlineMs: now + intentLease.Milliseconds()}
 		result, err := s.set.o.Log.Propose(ctx, s.group, meta.Intent{Move: move, NowMs: now})
@@ -370,7 +375,7 @@ func (s *source) takeReady(m readyMsg) bool {
 // was applied.
 func (s *source) propose(busy *atomic.Int32, op meta.Op) {
 	s.set.moves.some(busy, maxProposals, func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, max(4*s.rtt, handoff.MinCancelAfter))
+		ctx, cancel := context.WithTimeout(ctx, s.patience())
 		defer cancel()
 		result, err := s.set.o.Log.Propose(ctx, s.group, op)
 		switch {
