@@ -56,7 +56,7 @@ func TestCluster_AnswersAndAgrees(t *testing.T) {
 		}
 		w.agree(want)
 		_, err := w.hosts[1].c.Propose(t.Context(), theGroup, createVolume(0))
-		wantErr(t, "a name that is taken", err, scstore.ErrExists)
+		wantErr(t, "an id that is taken", err, scstore.ErrExists)
 		_, err = w.hosts[1].c.Propose(t.Context(), theGroup, meta.Command{})
 		wantErr(t, "a command that is none", err, scstore.ErrInvalid)
 		_, err = w.hosts[1].c.Propose(t.Context(), 99, createVolume(5))

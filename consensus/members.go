@@ -205,6 +205,10 @@ func (c *Cluster) tryChange(ctx context.Context, id GroupID,
 	}
 }
 
+// Voters returns the voters of a group as this host has applied them. Errors:
+// ErrNotFound, ErrClosed.
+func (c *Cluster) Voters(id GroupID) (map[ReplicaID]DiskID, error) { return c.localVoters(id) }
+
 // localVoters returns the voters of a group as this host has applied them.
 func (c *Cluster) localVoters(id GroupID) (map[ReplicaID]DiskID, error) {
 	leave, err := c.enter()

@@ -48,7 +48,7 @@ func TestCluster_RealDiskIsReopenedAndMoved(t *testing.T) {
 			t.Fatal(err)
 		}
 		found := 0
-		if err := c.Read(t.Context(), theGroup, func(s *meta.State) { found = len(s.List("")) }); err != nil {
+		if err := c.Read(t.Context(), theGroup, func(s *meta.State) { found = len(s.Records()) }); err != nil {
 			t.Fatal(err)
 		}
 		if found != round+1 {

@@ -24,7 +24,9 @@ type replica struct {
 	index uint64 // of the last entry applied
 }
 
-func (g *group) newReplica() *replica { return &replica{g: g, state: meta.New()} }
+func (g *group) newReplica() *replica {
+	return &replica{g: g, state: meta.NewGroup(meta.GroupID(g.id))}
+}
 
 // Update applies entries in the order of the log; step W7 is in package meta.
 func (r *replica) Update(entries []sm.Entry) ([]sm.Entry, error) {
@@ -121,8 +123,8 @@ func (r *replica) RecoverFromSnapshot(from io.Reader, _ []sm.SnapshotFile, _ <-c
 		return err
 	}
 	id, index, state, err := parseGroupSnapshot(b, r.g.c.options.Cluster)
-	if err == nil && id != r.g.id {
-		err = fmt.Errorf("snapshot of group %d: %w", id, scstore.ErrCorrupt)
+	if err == nil && (id != r.g.id || state.Group() != meta.GroupID(id)) {
+		err = fmt.Errorf("snapshot of group %d with the state of group %d: %w", id, state.Group(), scstore.ErrCorrupt)
 	}
 	r.g.mu.Lock()
 	defer r.g.mu.Unlock()

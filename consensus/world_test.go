@@ -199,7 +199,7 @@ func volumeID(n int) scstore.VolumeID {
 }
 
 func createVolume(n int) meta.Command {
-	return meta.Command{Op: meta.CreateVolume{ID: volumeID(n), Name: fmt.Sprintf("v/%d", n), SizeBytes: 8 * scstore.BlockSize}}
+	return meta.Command{Op: meta.CreateVolume{ID: volumeID(n), SizeBytes: 8 * scstore.BlockSize}}
 }
 
 func openFence(n int) meta.Command {

@@ -91,6 +91,9 @@ func TestToken_AdmitsOneDiskUntilItExpires(t *testing.T) {
 	apply(t, s, meta.AddToken{Hash: meta.TokenHash{2}, Site: siteB, ExpiresAtMs: 5_000}, meta.CodeNoSite)
 	apply(t, s, meta.AddToken{Hash: meta.TokenHash{2}, Site: siteA, ExpiresAtMs: 500, NowMs: 400}, meta.CodeTokenExpired) // the clock stands at 1000
 	apply(t, s, meta.AddToken{Hash: meta.TokenHash{3}, Site: siteA, ExpiresAtMs: 9_000, NowMs: 1_000}, meta.CodeOK)
+	if ms, ok := s.NextDeadline(); !ok || ms != 5_000 {
+		t.Errorf("next deadline %d, %v", ms, ok)
+	}
 	use := func(hash byte, disk meta.DiskID, now int64) meta.UseToken {
 		return meta.UseToken{Hash: meta.TokenHash{hash}, Disk: disk, NowMs: now}
 	}
@@ -103,6 +106,9 @@ func TestToken_AdmitsOneDiskUntilItExpires(t *testing.T) {
 	}
 	if r := apply(t, s, meta.Expire{NowMs: 6_000}, meta.CodeOK); r.Number != 2 || s.ClockMs() != 9_000 || len(s.Tokens()) != 0 {
 		t.Errorf("%d ended, clock %d, tokens %v", r.Number, s.ClockMs(), s.Tokens())
+	}
+	if ms, ok := s.NextDeadline(); ok {
+		t.Errorf("next deadline %d, and nothing is left", ms)
 	}
 	reopen(t, s)
 }

@@ -41,6 +41,19 @@ func TestHandOff_IsOneEntryForAllVolumes(t *testing.T) {
 	}
 }
 
+func TestWriters_CountsWhatADiskMayWrite(t *testing.T) {
+	s := volumeGroup(t)
+	addVolume(t, s, 2)
+	apply(t, s, volume(3, ""), meta.CodeOK)
+	if got := s.Writers(); len(got) != 1 || got[diskA] != 2 {
+		t.Errorf("got %v, want two of disk a", got)
+	}
+	apply(t, s, meta.Remove{ID: volumeID(2)}, meta.CodeOK)
+	if got := s.Writers(); got[diskA] != 1 {
+		t.Errorf("after a removal: %v", got)
+	}
+}
+
 func TestHandOff_TheFirstInTheLogWins(t *testing.T) {
 	handOff := meta.HandOff{ID: moveID(1), To: diskB, Volumes: []meta.Handed{handed(1, 1, pos(1, 1), 2)}}
 	cancel := meta.Cancel{ID: moveID(1)}

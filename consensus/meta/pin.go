@@ -136,6 +136,28 @@ func (o Expire) apply(s *State) Result {
 	return Result{Code: CodeOK, Number: uint64(ended)}
 }
 
+// NextDeadline returns the earliest deadline that Expire ends something at,
+// milliseconds since 1970; ok is false if there is none.
+func (s *State) NextDeadline() (ms int64, ok bool) {
+	see := func(deadline int64) {
+		if !ok || deadline < ms {
+			ms, ok = deadline, true
+		}
+	}
+	for _, t := range s.tokens {
+		see(t.ExpiresAtMs)
+	}
+	for _, m := range s.moves {
+		see(m.DeadlineMs)
+	}
+	for _, v := range s.records {
+		for i := range v.pins {
+			see(v.pins[i].DeadlineMs)
+		}
+	}
+	return ms, ok
+}
+
 // Pins returns a volume's pins by id.
 func (s *State) Pins(id scstore.VolumeID) []Pin {
 	if v := s.records[id]; v != nil {

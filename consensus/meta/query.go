@@ -68,6 +68,17 @@ func (s *State) Holder(id scstore.VolumeID) (Tenure, bool) {
 	return Tenure{Holder: v.Holder, Fence: v.Fence, Phase: v.phase(), Move: v.intent}, true
 }
 
+// Writers returns how many volumes each disk holds the right to write.
+func (s *State) Writers() map[DiskID]int {
+	count := map[DiskID]int{}
+	for _, v := range s.records {
+		if v.Life != Tombstone && v.Holder != "" {
+			count[v.Holder]++
+		}
+	}
+	return count
+}
+
 // Grants returns the latest grants of the right to write a volume, the oldest
 // first.
 func (s *State) Grants(id scstore.VolumeID) []Grant {

@@ -175,6 +175,9 @@ func TestPin_KeepsAPositionUntilItsDeadline(t *testing.T) {
 	apply(t, s, put(1, pos(1, n), 9_000, 1_000), meta.CodeIDTaken)
 	apply(t, s, put(1, pos(1, 1), 5_000, 1_500), meta.CodeOK) // renewed
 	apply(t, s, put(1, pos(1, 1), 2_000, 1_000), meta.CodeOK) // a late duplicate shortens nothing
+	if ms, ok := s.NextDeadline(); !ok || ms != 3_000 {
+		t.Errorf("next deadline %d, %v, want that of the second pin", ms, ok)
+	}
 	if r := apply(t, s, meta.Expire{NowMs: 4_000}, meta.CodeOK); r.Number != 1 {
 		t.Errorf("%d pins ended, want 1", r.Number)
 	}

@@ -3,7 +3,6 @@ package host
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,7 +10,6 @@ import (
 
 	"scstore"
 	"scstore/consensus/meta"
-	"scstore/fs/block"
 	"scstore/internal/api"
 )
 
@@ -20,77 +18,28 @@ var _ api.Service = (*Host)(nil)
 // maxNamed bounds how many names an error lists.
 const maxNamed = 5
 
-// kindOf translates the kinds.
-func kindOf(k meta.Kind) api.Kind {
-	if k == meta.KindImage {
-		return api.KindImage
-	}
-	return api.KindVolume
-}
-
-// lookup returns the record of a name. Errors: ErrNotFound, also for the other
-// kind; kind "" is either.
-func (h *Host) lookup(kind api.Kind, name string) (meta.Record, error) {
-	var r meta.Record
-	ok := false
-	h.meta.View(func(s *meta.State) { r, ok = s.Lookup(name) })
-	what := kind
-	if what == "" {
-		what = "volume or image"
-	}
-	switch {
-	case !ok:
-		err := fmt.Errorf("%s %q: %w", what, name, scstore.ErrNotFound)
-		return r, scstore.Hint(err, "list the names with scstore volume ls and scstore image ls")
-	case kind != "" && kindOf(r.Kind) != kind:
-		err := fmt.Errorf("%s %q: %w", kind, name, scstore.ErrNotFound)
-		return r, scstore.Hint(err, "%q is %s: use scstore %s", name, article(kindOf(r.Kind)), kindOf(r.Kind))
-	}
-	return r, nil
-}
-
-// article returns "an image" or "a volume".
-func article(k api.Kind) string {
-	if k == api.KindImage {
-		return "an image"
-	}
-	return "a volume"
-}
-
-// checkNewName refuses early what meta would refuse at the end.
-func (h *Host) checkNewName(kind api.Kind, name string) error {
-	if err := meta.ValidateName(name); err != nil {
-		return scstore.Hint(fmt.Errorf("%s: %w", kind, err), "write a name like web1 or prod/web1, without @")
-	}
-	taken, ok := meta.Record{}, false
-	h.meta.View(func(s *meta.State) { taken, ok = s.Lookup(name) })
-	if ok {
-		return scstore.Hint(fmt.Errorf("%s %q: %w", kindOf(taken.Kind), name, scstore.ErrExists),
-			"choose another name, or remove it first: scstore %s rm %s", kindOf(taken.Kind), name)
-	}
-	return nil
-}
-
 // describe returns what the API shows of a place, with the names of its base and its
 // clones from all.
-func (h *Host) describe(r place, all []meta.Record) api.Volume {
+func (h *Host) describe(p place, all []entry) api.Volume {
 	v := api.Volume{
-		Name: r.name(), Kind: r.kind(), ID: r.ID, SizeBytes: r.SizeBytes,
-		Position: r.Head, Connections: h.connections(r.key()), CreatedAt: atMs(r.CreatedAtMs),
+		Name: p.name(), Kind: p.kind(), ID: p.ID, SizeBytes: p.sizeBytes(),
+		Position: p.Head, Connections: h.connections(p.key()), CreatedAt: atMs(p.CreatedAtMs),
 	}
-	switch v.Kind {
-	case api.KindImage:
-		v.Digest = r.Digest.String()
-	case api.KindSnapshot:
-		v.SizeBytes, v.Position, v.CreatedAt = r.snap.SizeBytes, r.snap.Position, atMs(r.snap.CreatedAtMs)
-	case api.KindVolume:
-		v.Snapshots = h.describeSnapshots(r.ID, all)
+	switch {
+	case p.branch != nil:
+		v.ID, v.Position, v.CreatedAt = p.branch.ID, p.branch.Head, atMs(p.branch.CreatedAtMs)
+	case p.snap != nil:
+		v.Position, v.CreatedAt = p.snap.Position, atMs(p.snap.CreatedAtMs)
+	case v.Kind == api.KindImage:
+		v.Digest = p.Digest.String()
+	default:
+		v.Snapshots = describeSnapshots(p.entry, all)
 	}
 	for _, other := range all {
-		if other.ID == r.Base {
-			v.Base = h.baseName(other, r.BasePosition)
+		if other.ID == p.Base && p.branch == nil {
+			v.Base = baseName(other, p.BasePosition)
 		}
-		if other.Base == r.ID && (r.snap == nil || other.BasePosition == r.snap.Position) {
+		if other.Base == v.ID && (p.snap == nil || other.BasePosition == p.snap.Position) {
 			v.Clones = append(v.Clones, other.Name)
 		}
 	}
@@ -99,11 +48,11 @@ func (h *Host) describe(r place, all []meta.Record) api.Volume {
 }
 
 // describeSnapshots lists a volume's snapshots, by name.
-func (h *Host) describeSnapshots(id scstore.VolumeID, all []meta.Record) (list []api.Snapshot) {
-	for _, s := range h.snapshots(id) {
+func describeSnapshots(e entry, all []entry) (list []api.Snapshot) {
+	for _, s := range e.snaps {
 		out := api.Snapshot{Name: s.Name, Position: s.Position, SizeBytes: s.SizeBytes, CreatedAt: atMs(s.CreatedAtMs)}
 		for _, other := range all {
-			if other.Base == id && other.BasePosition == s.Position {
+			if other.Base == e.ID && other.BasePosition == s.Position {
 				out.Clones = append(out.Clones, other.Name)
 			}
 		}
@@ -113,9 +62,9 @@ func (h *Host) describeSnapshots(id scstore.VolumeID, all []meta.Record) (list [
 }
 
 // baseName names what a clone is based on: an image, or a volume's snapshot.
-func (h *Host) baseName(base meta.Record, at scstore.Position) string {
+func baseName(base entry, at scstore.Position) string {
 	if base.Kind == meta.KindVolume {
-		for _, s := range h.snapshots(base.ID) {
+		for _, s := range base.snaps {
 			if s.Position == at {
 				return base.Name + "@" + s.Name
 			}
@@ -133,51 +82,63 @@ func atMs(ms int64) *time.Time {
 	return &at
 }
 
-// records returns all live records, sorted by name.
-func (h *Host) records() (all []meta.Record) {
-	h.meta.View(func(s *meta.State) { all = s.List("") })
-	return all
-}
-
 // List returns the volumes or the images.
-func (h *Host) List(_ context.Context, kind api.Kind) ([]api.Volume, error) {
-	all := h.records()
-	byID, clones := map[scstore.VolumeID]meta.Record{}, map[scstore.VolumeID][]string{}
-	for _, r := range all {
-		byID[r.ID] = r
-		if !r.Base.IsZero() {
-			clones[r.Base] = append(clones[r.Base], r.Name)
+func (h *Host) List(ctx context.Context, kind api.Kind) ([]api.Volume, error) {
+	all, err := h.names.entries()
+	if err != nil {
+		return nil, fmt.Errorf("list: %w", err)
+	}
+	byID, clones := map[scstore.VolumeID]entry{}, map[scstore.VolumeID][]string{}
+	for _, e := range all {
+		byID[e.ID] = e
+		if !e.Base.IsZero() {
+			clones[e.Base] = append(clones[e.Base], e.Name)
 		}
 	}
 	var list []api.Volume
 	budget := time.Now().Add(walkBudget)
-	for _, r := range all {
-		if kindOf(r.Kind) != kind {
+	for _, e := range all {
+		if kindOf(e.Kind) != kind {
 			continue
 		}
-		v := h.describe(place{Record: r}, nil)
-		v.Base, v.Clones = "", clones[r.ID]
-		if base, ok := byID[r.Base]; ok {
-			v.Base = h.baseName(base, r.BasePosition)
+		v := h.describe(place{entry: e}, nil)
+		v.Base, v.Clones = "", clones[e.ID]
+		if base, ok := byID[e.Base]; ok {
+			v.Base = baseName(base, e.BasePosition)
 		}
-		v.DataBytes = h.dataBytes(r.ID, budget)
+		v.DataBytes = h.dataBytes(e.ID, budget)
+		if v.Where, err = h.volumes.where(ctx, e, false); err != nil {
+			return nil, fmt.Errorf("list: %w", err)
+		}
 		list = append(list, v)
 	}
 	return list, nil
 }
 
 // Get describes one.
-func (h *Host) Get(_ context.Context, kind api.Kind, name string) (api.Volume, error) {
-	r, err := h.find(kind, name)
+func (h *Host) Get(ctx context.Context, kind api.Kind, name string) (api.Volume, error) {
+	p, err := h.find(kind, name)
 	if err != nil {
 		return api.Volume{}, err
 	}
-	v := h.describe(r, h.records())
-	if r.snap == nil {
-		v.DataBytes = h.dataBytes(r.ID, time.Now().Add(walkBudget))
-		v.DamagedAt = h.damagedAt(r.ID)
+	return h.info(ctx, p)
+}
+
+// info describes a place.
+func (h *Host) info(ctx context.Context, p place) (api.Volume, error) {
+	all, err := h.names.entries()
+	if err != nil {
+		return api.Volume{}, err
 	}
-	return v, nil
+	v := h.describe(p, all)
+	if p.snap == nil {
+		v.DataBytes = h.dataBytes(v.ID, time.Now().Add(walkBudget))
+		v.DamagedAt = h.damagedAt(v.ID)
+	}
+	if p.snap == nil && p.branch == nil {
+		v.Where, err = h.volumes.where(ctx, p.entry, true)
+	}
+	return v, err
 }
 
 // CreateVolume makes a volume, empty or a clone.
@@ -185,52 +146,43 @@ func (h *Host) CreateVolume(ctx context.Context, req api.CreateVolume) (api.Volu
 	if err := h.checkNewName(api.KindVolume, req.Name); err != nil {
 		return api.Volume{}, err
 	}
-	h.catalog.Lock()
-	defer h.catalog.Unlock()
-	op := meta.CreateVolume{ID: newID(), Name: req.Name, SizeBytes: req.SizeBytes, CreatedAtMs: time.Now().UnixMilli()}
-	var mark scstore.Tag
+	defer h.volumes.exclude()()
+	op := meta.CreateVolume{ID: newID(), SizeBytes: req.SizeBytes, CreatedAtMs: time.Now().UnixMilli()}
+	var base place
 	if req.From != "" {
-		base, err := h.find(api.KindImage, req.From)
-		if err != nil {
+		var err error
+		if base, err = h.find(api.KindImage, req.From); err != nil {
 			return api.Volume{}, fmt.Errorf("create volume %q: %w", req.Name, err)
 		}
-		size := base.SizeBytes
-		op.Base, op.BasePosition = base.ID, base.Head
-		if base.snap != nil {
-			size, op.BasePosition, mark = base.snap.SizeBytes, base.snap.Position, snapshotTag(base.snap.Position)
-		}
+		op.Base, op.BasePosition = base.baseOf()
 		if op.SizeBytes == 0 {
-			op.SizeBytes = size
+			op.SizeBytes = base.sizeBytes()
 		}
-		if op.SizeBytes < size {
+		if op.SizeBytes < base.sizeBytes() {
 			return api.Volume{}, scstore.Hint(
-				fmt.Errorf("create volume %q: %d bytes is less than the %d of %s %q: %w", req.Name, op.SizeBytes, size, base.kind(), req.From, scstore.ErrInvalid),
+				fmt.Errorf("create volume %q: %d bytes is less than the %d of %s %q: %w", req.Name, op.SizeBytes, base.sizeBytes(), base.kind(), req.From, scstore.ErrInvalid),
 				"leave the size out to take its size")
 		}
 	}
 	if err := checkVolumeSize(op.SizeBytes); err != nil {
 		return api.Volume{}, fmt.Errorf("create volume %q: %w", req.Name, err)
 	}
-	if _, err := h.blocks.Create(block.CreateOptions{ID: op.ID, SizeBytes: op.SizeBytes, Base: op.Base, BaseMark: mark}); err != nil {
-		return api.Volume{}, fmt.Errorf("create volume %q: %w", req.Name, err)
-	}
-	if err := h.propose(ctx, op.ID, op); err != nil {
+	if err := h.volumes.create(ctx, req.Name, base, op); err != nil {
 		return api.Volume{}, fmt.Errorf("create volume %q: %w", req.Name, err)
 	}
 	h.log.Info("volume created", "volume", req.Name, "bytes", op.SizeBytes, "base", req.From)
 	return h.Get(ctx, api.KindVolume, req.Name)
 }
 
-// propose gives a table its name; if the names refuse it, the table goes.
-func (h *Host) propose(ctx context.Context, id scstore.VolumeID, op meta.Op) error {
-	_, err := h.meta.Propose(ctx, meta.Command{Op: op})
+// baseOf returns what a clone of p is based on.
+func (p place) baseOf() (scstore.VolumeID, scstore.Position) {
 	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, scstore.ErrPoisoned), errors.Is(err, scstore.ErrIndeterminate):
-		return err // it may have its name: the next start looks
+	case p.branch != nil:
+		return p.branch.ID, p.branch.Head
+	case p.snap != nil:
+		return p.ID, p.snap.Position
 	}
-	return errors.Join(err, h.blocks.Delete(id))
+	return p.ID, p.Head
 }
 
 // checkVolumeSize refuses sizes that no volume has.
@@ -247,41 +199,70 @@ func checkVolumeSize(n int64) error {
 	return nil
 }
 
-// Remove removes a volume or an image with its data.
+// Remove removes a volume or an image with its data, or a snapshot or a branch.
 func (h *Host) Remove(ctx context.Context, kind api.Kind, name string, o api.RemoveOptions) (api.Removal, error) {
 	p, err := h.find(kind, name)
 	if err != nil {
 		return api.Removal{}, err
 	}
-	if p.snap != nil {
-		out, err := h.removeSnapshot(ctx, p, o)
-		if err != nil {
-			return out, fmt.Errorf("remove snapshot %q: %w", name, err)
-		}
-		return out, nil
+	what := string(kind)
+	if p.kind() == api.KindSnapshot {
+		what = "snapshot"
 	}
-	v, err := h.Get(ctx, kind, name)
+	line, elsewhere, err := h.forward(ctx, p, call{Method: methodRemove, Kind: kind, Name: name, Remove: o}, nil)
+	if elsewhere && err == nil && line.Removal != nil {
+		return *line.Removal, nil
+	}
+	var out api.Removal
+	if !elsewhere {
+		out, err = h.remove(ctx, p, o)
+	}
+	if err != nil {
+		return api.Removal{}, fmt.Errorf("remove %s %q: %w", what, name, err)
+	}
+	return out, nil
+}
+
+// remove removes what a name means.
+func (h *Host) remove(ctx context.Context, p place, o api.RemoveOptions) (api.Removal, error) {
+	v, err := h.info(ctx, p)
 	switch {
 	case err != nil:
 		return api.Removal{}, err
 	case len(v.Clones) > 0:
-		return api.Removal{}, fmt.Errorf("remove %s %q: %w", kind, name, inUse(v))
+		return api.Removal{}, inUse(v)
 	case len(v.Snapshots) > 0:
-		return api.Removal{}, fmt.Errorf("remove %s %q: %w", kind, name, hasSnapshots(v))
+		return api.Removal{}, hasSnapshots(v)
+	case p.branch == nil && p.snap == nil && len(p.branches) > 0:
+		return api.Removal{}, hasBranches(p.entry)
 	case v.Connections > 0 && !o.Force:
-		return api.Removal{}, fmt.Errorf("remove %s %q: %w", kind, name, connected(v))
+		return api.Removal{}, connected(v)
 	}
 	out := api.Removal{Volume: v, DryRun: o.DryRun, ClosedConns: v.Connections}
 	if o.DryRun {
 		return out, nil
 	}
-	closed, err := h.retire(ctx, v, o.Force)
-	if err != nil {
-		return api.Removal{}, fmt.Errorf("remove %s %q: %w", kind, name, err)
+	if out.ClosedConns, err = h.retire(ctx, p, o.Force); err != nil {
+		return api.Removal{}, err
 	}
-	out.ClosedConns = closed
-	h.log.Info("removed", "kind", string(kind), "volume", name, "connections", closed)
+	h.log.Info("removed", "kind", string(p.kind()), "volume", p.name(), "connections", out.ClosedConns)
 	return out, nil
+}
+
+// retire ends the use of a place, takes its name and deletes its data. It returns
+// how many connections it closed.
+func (h *Host) retire(ctx context.Context, p place, force bool) (closed int, err error) {
+	s := h.slot(p.key())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.removed {
+		return 0, fmt.Errorf("%q: %w", p.name(), scstore.ErrNotFound)
+	}
+	if closed, err = h.drain(ctx, s, force); err != nil {
+		return 0, err
+	}
+	defer h.volumes.exclude()() // no clone is made of it meanwhile
+	return closed, h.volumes.remove(ctx, p, s)
 }
 
 // inUse says which clones keep an image, a volume or a snapshot.
@@ -298,6 +279,20 @@ func hasSnapshots(v api.Volume) error {
 	return scstore.Hint(fmt.Errorf("it has %d snapshots: %w", len(names), scstore.ErrBusy), "remove them first: %s", some(names))
 }
 
+// hasBranches says which branches keep a volume.
+func hasBranches(e entry) error {
+	names := branchNames(e)
+	return scstore.Hint(fmt.Errorf("it has %d branches: %w", len(names), scstore.ErrBusy), "export what you need of them, then remove them first: %s", some(names))
+}
+
+// branchNames returns the names of a volume's branches.
+func branchNames(e entry) (names []string) {
+	for _, b := range e.branches {
+		names = append(names, e.Name+meta.BranchSuffix(b.Fence))
+	}
+	return names
+}
+
 // connected says that a disk is in use.
 func connected(v api.Volume) error {
 	return scstore.Hint(fmt.Errorf("it has %d NBD connections: %w", v.Connections, scstore.ErrBusy),
@@ -310,38 +305,6 @@ func some(names []string) string {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxNamed], ", "), len(names)-maxNamed)
 	}
 	return strings.Join(names, ", ")
-}
-
-// retire ends the use of a volume, takes its name and deletes its data. It returns
-// how many connections it closed.
-func (h *Host) retire(ctx context.Context, v api.Volume, force bool) (closed int, err error) {
-	key := slotKey{id: v.ID}
-	s := h.slot(key)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.removed {
-		return 0, fmt.Errorf("%q: %w", v.Name, scstore.ErrNotFound)
-	}
-	if closed, err = h.drain(ctx, s, force); err != nil {
-		return 0, err
-	}
-	h.catalog.Lock()
-	defer h.catalog.Unlock()
-	// By id: the name may be another's by now.
-	if _, err := h.meta.Propose(ctx, meta.Command{Op: meta.Remove{ID: v.ID}}); err != nil {
-		return 0, err
-	}
-	// From here on it is gone; a crash leaves the rest to the next start.
-	s.removed = true
-	h.dropSlot(key)
-	if err := s.close(); err != nil {
-		h.log.Warn("removed volume did not close", "volume", v.Name, "err", err)
-	}
-	if err := h.blocks.Delete(v.ID); err != nil {
-		return 0, err
-	}
-	_, err = h.meta.Propose(context.WithoutCancel(ctx), meta.Command{Op: meta.Forget{ID: v.ID}})
-	return closed, err
 }
 
 // newID draws the id of a new volume.

@@ -83,27 +83,21 @@ func (i *importing) wrote(n int) error {
 	return i.v.Publish()
 }
 
-// Commit seals and freezes the image, and names it.
+// Commit seals the image, freezes and names it.
 func (i *importing) Commit(ctx context.Context) (api.Volume, error) {
 	m, err := i.v.Seal(ctx, nil)
 	if err == nil {
-		err = errors.Join(i.v.Close(), i.t.Freeze())
+		err = i.v.Close()
 	}
 	if err != nil {
 		return api.Volume{}, fmt.Errorf("import %q: %w", i.name, err)
 	}
-	i.h.catalog.Lock()
-	defer i.h.catalog.Unlock()
-	// A client that is gone does not learn that the image exists: none is made.
-	if ctx.Err() != nil {
-		return api.Volume{}, fmt.Errorf("import %q: %w", i.name, context.Cause(ctx))
-	}
-	_, err = i.h.meta.Propose(ctx, meta.Command{Op: meta.CreateImage{
-		ID: m.Volume, Name: i.name, SizeBytes: m.SizeBytes, Position: m.Position, Digest: m.Root,
-		CreatedAtMs: time.Now().UnixMilli(),
-	}})
+	err = i.h.volumes.adopt(ctx, i.name, i.t, meta.CreateImage{
+		ID: m.Volume, SizeBytes: m.SizeBytes, Position: m.Position, Digest: m.Root, CreatedAtMs: time.Now().UnixMilli(),
+	})
 	if err != nil {
-		i.ended = errors.Is(err, scstore.ErrPoisoned) // it may have its name: the next start looks
+		// It may have its name: the next start looks.
+		i.ended = errors.Is(err, scstore.ErrPoisoned) || errors.Is(err, scstore.ErrIndeterminate)
 		return api.Volume{}, fmt.Errorf("import %q: %w", i.name, err)
 	}
 	i.ended = true
@@ -117,48 +111,29 @@ func (i *importing) Abort() error {
 		return nil
 	}
 	i.ended = true
-	return errors.Join(i.v.Close(), i.h.blocks.Delete(i.t.ID()))
+	err := i.h.blocks.Delete(i.t.ID())
+	if errors.Is(err, scstore.ErrNotFound) {
+		err = nil // it had a record, and went with that
+	}
+	return errors.Join(i.v.Close(), err)
 }
 
 // OpenSource opens a view of one moment: what is written to a volume from now on
 // is not in it.
 func (h *Host) OpenSource(ctx context.Context, kind api.Kind, name string) (api.Source, error) {
-	r, err := h.find(kind, name)
+	p, err := h.find(kind, name)
 	if err != nil {
 		return nil, fmt.Errorf("export: %w", err)
 	}
-	u, err := h.use(ctx, r, false) // keeps it from being removed
+	u, err := h.volumes.open(ctx, p, false) // keeps it from being removed
 	if err != nil {
 		return nil, fmt.Errorf("export %q: %w", name, err)
 	}
-	src, err := h.openView(r)
+	src, err := h.volumes.source(ctx, p, u)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("export %q: %w", name, err), u.release())
 	}
-	src.u = u
 	return src, nil
-}
-
-// openView opens a volume on a view of its table.
-func (h *Host) openView(r place) (*source, error) {
-	t, err := h.blocks.Table(r.ID)
-	if err != nil {
-		return nil, err
-	}
-	open := t.Pin
-	if r.snap != nil {
-		open = func() (*block.Pin, error) { return t.At(snapshotTag(r.snap.Position)) }
-	}
-	pin, err := open()
-	if err != nil {
-		return nil, err
-	}
-	v, err := volume.Open(volume.Options{ID: r.ID, View: pin, Base: baseChain(t)})
-	if err != nil {
-		pin.Release()
-		return nil, err
-	}
-	return &source{Volume: v, pin: pin}, nil
 }
 
 // source is a volume on a view.

@@ -9,20 +9,34 @@
 //	            folder a store
 //	segments/   the log (fs/block)
 //	index/      its index (badger); can be made anew from the segments
-//	meta/       names, sizes, fences (consensus.Local)
 //	api.sock, nbd.sock   the doors, unless they are elsewhere
+//
+// A host is alone, or one of a cluster. Alone (local.go) it has
+//
+//	meta/       names, sizes, fences (consensus.Local)
+//
+// and in a cluster (clustered.go)
+//
+//	cluster.json, keys/, raft/   its place in the cluster (internal/cluster)
+//	replicas/   what it must not forget of its volumes (internal/replica)
+//
+// Two interfaces keep the rest of the package from knowing which: agreement, where names
+// and records are agreed on, and opener, what is done with the bytes of volumes. A call
+// for a volume that another host writes is passed on to that host, once (forward.go).
 //
 // Invariants:
 //
 //	I1 One process uses a folder: LOCK is held from before anything is read until
 //	   after everything is closed.
-//	I2 A name in meta has its data: a table is made before its name, and goes after
-//	   it. What a crash leaves is a table without a name or a tombstone, and the
-//	   next start deletes both before it serves.
+//	I2 A name of a host alone has its data: a table is made before its name, and goes
+//	   after it. What a crash leaves is a table without a name or a tombstone, and the
+//	   next start deletes both before it serves. In a cluster a record comes before its
+//	   name and goes after it; what a crash leaves is swept (clean.go).
 //	I3 However many connections use a volume, it is open once. It is opened with a
 //	   new fence when it is first used.
-//	I4 Close ends the doors first, then flushes the volumes, then closes the stores:
-//	   nothing is used after it is closed.
+//	I4 Close ends the doors first, then flushes the volumes, then leaves the network,
+//	   then closes the stores: nothing is used after it is closed.
+//	I5 A store is of a host alone or of a cluster's for its whole life.
 //
-// Lock order: slot.mu, Host.catalog, Host.mu.
+// Lock order: slot.mu, local.catalog, Host.mu.
 package host

@@ -17,8 +17,12 @@ var _ nbd.Exports = exports{}
 // List returns all names.
 func (e exports) List(context.Context) ([]nbd.ExportInfo, error) {
 	var list []nbd.ExportInfo
-	for _, r := range e.h.places() {
-		list = append(list, nbd.ExportInfo{Name: r.name(), Description: string(r.kind())})
+	places, err := e.h.places()
+	if err != nil {
+		return nil, fmt.Errorf("list exports: %w", err)
+	}
+	for _, p := range places {
+		list = append(list, nbd.ExportInfo{Name: p.name(), Description: string(p.kind())})
 	}
 	return list, nil
 }
@@ -26,47 +30,38 @@ func (e exports) List(context.Context) ([]nbd.ExportInfo, error) {
 // Open opens a name for one connection. All connections of a name share one open
 // volume (I3), so that a flush on one covers what was acknowledged on any.
 func (e exports) Open(ctx context.Context, name string) (nbd.Export, error) {
-	r, err := e.h.find("", name)
+	p, err := e.h.find("", name)
 	if err != nil {
 		return nbd.Export{}, fmt.Errorf("open export: %w", err)
 	}
-	u, err := e.h.use(ctx, r, true)
+	u, err := e.h.volumes.open(ctx, p, true)
 	if err != nil {
 		return nbd.Export{}, fmt.Errorf("open export %q: %w", name, err)
 	}
 	return nbd.Export{
-		Device: u.v, Name: r.name(), Description: string(r.kind()), MultiConn: true,
-		Revoked: u.revoked, Close: u.release,
+		Device: u.device, Name: p.name(), Description: string(p.kind()),
+		// A volume that another host writes is seen at one position by a connection, and
+		// at a later one by the next.
+		MultiConn: p.readOnly() || !u.device.ReadOnly(),
+		Revoked:   u.revoked, Gate: u.gate, Close: u.release,
 	}, nil
 }
 
 // NBD lists the exports with their URLs.
 func (h *Host) NBD(context.Context) (api.NBD, error) {
 	out := api.NBD{Address: h.o.nbdAddr.String(), Exports: []api.NBDExport{}}
-	for _, r := range h.places() {
-		addr := nbd.Address{Network: h.o.nbdAddr.Network, Addr: h.o.nbdAddr.Address, Export: r.name()}
-		size := r.SizeBytes
-		if r.snap != nil {
-			size = r.snap.SizeBytes
-		}
+	places, err := h.places()
+	if err != nil {
+		return out, fmt.Errorf("list exports: %w", err)
+	}
+	for _, p := range places {
+		addr := nbd.Address{Network: h.o.nbdAddr.Network, Addr: h.o.nbdAddr.Address, Export: p.name()}
 		out.Exports = append(out.Exports, api.NBDExport{
-			Name: r.name(), Kind: r.kind(), SizeBytes: size, ReadOnly: r.readOnly(),
-			URL: addr.String(), Connections: h.connections(r.key()),
+			Name: p.name(), Kind: p.kind(), SizeBytes: p.sizeBytes(), ReadOnly: p.readOnly() || h.ownedElsewhere(p),
+			URL: addr.String(), Connections: h.connections(p.key()),
 		})
 	}
 	return out, nil
-}
-
-// places returns all that can be exported: names in order, each followed by its
-// snapshots.
-func (h *Host) places() (list []place) {
-	for _, r := range h.records() {
-		list = append(list, place{Record: r})
-		for _, s := range h.snapshots(r.ID) {
-			list = append(list, place{r, &s})
-		}
-	}
-	return list
 }
 
 // connections returns the open NBD connections of a slot.

@@ -13,6 +13,7 @@ import (
 	"scstore"
 	"scstore/consensus/meta"
 	"scstore/internal/api"
+	"scstore/internal/cluster"
 )
 
 // The limits below which doctor warns.
@@ -23,16 +24,23 @@ const (
 
 // Status describes the host.
 func (h *Host) Status(context.Context) (api.Status, error) {
+	all, err := h.names.entries()
+	if err != nil {
+		return api.Status{}, err
+	}
 	st := api.Status{
 		Version: h.o.Version, PID: os.Getpid(), StartedAt: h.started.UTC(), Dir: h.o.Dir,
 		API: h.o.apiAddr.String(), NBD: h.o.nbdAddr.String(), Store: h.storeStatus(),
 	}
-	for _, r := range h.records() {
-		if r.Kind == meta.KindImage {
+	for _, e := range all {
+		if e.Kind == meta.KindImage {
 			st.Images++
 		} else {
 			st.Volumes++
 		}
+	}
+	if h.cluster != nil {
+		st.Cluster = h.cluster.summary(all)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -67,7 +75,7 @@ func Check(ctx context.Context, o Options, rebuild bool, progress func(done, tot
 		return api.Report{}, err
 	}
 	defer func() { err = errors.Join(err, h.Close()) }()
-	if err := h.openStores(ctx, rebuild); err != nil {
+	if err := h.openExamined(ctx, rebuild); err != nil {
 		return api.Report{}, err
 	}
 	report, err = h.examine(ctx, progress)
@@ -77,6 +85,19 @@ func Check(ctx context.Context, o Options, rebuild bool, progress func(done, tot
 		})
 	}
 	return report, err
+}
+
+// openExamined opens what Check looks at. A store of a cluster is opened without the
+// cluster: its names are not known then.
+func (h *Host) openExamined(ctx context.Context, rebuild bool) error {
+	member, err := cluster.Exists(h.o.Dir)
+	if err != nil {
+		return err
+	}
+	if member {
+		return h.openBlocks(ctx, rebuild)
+	}
+	return h.openLocal(ctx, rebuild)
 }
 
 // checkDoor looks at a socket as a client would.
@@ -115,22 +136,23 @@ func checkSpace(dir string, free, total int64) []api.Finding {
 }
 
 // checkNames finds records whose data are not there, and the reverse.
-func (h *Host) checkNames() (findings []api.Finding) {
+func (h *Host) checkNames(all []entry) (findings []api.Finding) {
 	tables := map[scstore.VolumeID]int64{}
 	for _, t := range h.blocks.Tables() {
 		tables[t.ID] = t.SizeBytes
 	}
-	for _, r := range h.records() {
-		size, ok := tables[r.ID]
+	for _, e := range all {
+		size, ok := tables[e.ID]
 		switch {
+		case !ok && h.cluster != nil && e.Holder != h.disk(): // it is elsewhere
 		case !ok:
 			findings = append(findings, api.Finding{
-				Severity: api.SeverityError, Subject: r.Name, Message: fmt.Sprintf("the data of this %s are not in the log", kindOf(r.Kind)),
+				Severity: api.SeverityError, Subject: e.Name, Message: fmt.Sprintf("the data of this %s are not in the log", kindOf(e.Kind)),
 				Hint: "restore the folder from a backup, or remove the name",
 			})
-		case size != r.SizeBytes:
+		case size != e.SizeBytes:
 			findings = append(findings, api.Finding{
-				Severity: api.SeverityError, Subject: r.Name, Message: fmt.Sprintf("the log holds %d bytes, the name says %d", size, r.SizeBytes),
+				Severity: api.SeverityError, Subject: e.Name, Message: fmt.Sprintf("the log holds %d bytes, the name says %d", size, e.SizeBytes),
 				Hint: "restore the folder from a backup",
 			})
 		}
@@ -144,8 +166,14 @@ func (h *Host) examine(ctx context.Context, progress func(done, total int64)) (a
 	if err != nil {
 		return api.Report{}, fmt.Errorf("examine the store: %w", err)
 	}
-	report := api.Report{VerifiedBytes: int64(verified.Blocks) * scstore.BlockSize, Findings: h.checkNames()}
-	report.Findings = append(report.Findings, h.checkDamage()...)
+	var all []entry
+	if h.names != nil {
+		if all, err = h.names.entries(); err != nil {
+			return api.Report{}, fmt.Errorf("examine the store: %w", err)
+		}
+	}
+	report := api.Report{VerifiedBytes: int64(verified.Blocks) * scstore.BlockSize, Findings: h.checkNames(all)}
+	report.Findings = append(report.Findings, h.checkDamage(all)...)
 	st := h.blocks.Stats()
 	report.Findings = append(report.Findings, checkSpace(h.o.Dir, int64(st.FreeBytes), int64(st.TotalBytes))...)
 	if st.Poisoned != nil {
@@ -158,10 +186,10 @@ func (h *Host) examine(ctx context.Context, progress func(done, total int64)) (a
 }
 
 // checkDamage turns what failed to verify into findings, one for each volume.
-func (h *Host) checkDamage() (findings []api.Finding) {
+func (h *Host) checkDamage(all []entry) (findings []api.Finding) {
 	names := map[scstore.VolumeID]string{}
-	for _, r := range h.records() {
-		names[r.ID] = r.Name
+	for _, e := range all {
+		names[e.ID] = e.Name
 	}
 	blocks := map[string]int{}
 	for _, d := range h.blocks.Damage() {

@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,17 +31,15 @@ type Host struct {
 	started  time.Time
 	registry *prometheus.Registry
 
-	folder *folder
-	blocks *block.Store
-	meta   *consensus.Local
+	folder  *folder
+	blocks  *block.Store
+	names   agreement  // nil if the store is only examined
+	volumes opener     // the same
+	cluster *clustered // nil on a host that is in no cluster; else it is both of those
 
 	apiListener, nbdListener net.Listener // closed by whoever serves them
 	nbd                      *nbd.Server
 	api                      *api.Server
-
-	// catalog is held while names and tables change together: a name is looked at,
-	// a table is made or deleted, a command is proposed. Not while data moves.
-	catalog sync.Mutex
 
 	mu    sync.Mutex // guards slots
 	slots map[slotKey]*slot
@@ -70,7 +67,7 @@ func Open(ctx context.Context, o Options) (*Host, error) {
 	if err := h.openDoors(); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
-	if err := h.openStores(ctx, false); err != nil {
+	if err := h.openStores(ctx); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
 	h.nbd = nbd.NewServer(nbd.Options{Exports: exports{h}, Logger: h.log, Registerer: h.registry})
@@ -94,17 +91,48 @@ func (h *Host) openDoors() (err error) {
 	return err
 }
 
-// openStores opens the log and the names, and removes what a crash left (I2).
-// rebuild makes the index of the log anew.
-func (h *Host) openStores(ctx context.Context, rebuild bool) error {
-	segments, err := disk.OpenDir(filepath.Join(h.o.Dir, segmentsName))
+// openStores opens the names and the log, of a host alone or of one of a cluster.
+func (h *Host) openStores(ctx context.Context) error {
+	member, err := h.member()
 	if err != nil {
 		return err
 	}
-	h.meta, err = consensus.OpenLocal(ctx, filepath.Join(h.o.Dir, metaName), consensus.Options{StoreID: h.folder.id, Logger: h.log})
-	if errors.Is(err, scstore.ErrInvalid) {
-		return scstore.Hint(err, "put back the files that belong together; nothing was changed")
+	if !member {
+		return h.openLocal(ctx, false)
 	}
+	if err := h.openBlocks(ctx, false); err != nil {
+		return err
+	}
+	return h.openCluster(ctx)
+}
+
+// openLocal opens the names and the log of a host alone, and removes what a crash left
+// (I2). rebuild makes the index of the log anew.
+func (h *Host) openLocal(ctx context.Context, rebuild bool) error {
+	state, err := h.openMeta(ctx)
+	if err != nil {
+		return err
+	}
+	l := &local{h: h, meta: state}
+	h.names, h.volumes = l, l
+	if err := h.openBlocks(ctx, rebuild); err != nil {
+		return err
+	}
+	return l.reconcile(ctx)
+}
+
+// openMeta opens the names of a host alone.
+func (h *Host) openMeta(ctx context.Context) (*consensus.Local, error) {
+	state, err := consensus.OpenLocal(ctx, filepath.Join(h.o.Dir, metaName), consensus.Options{StoreID: h.folder.id, Logger: h.log})
+	if errors.Is(err, scstore.ErrInvalid) {
+		return nil, scstore.Hint(err, "put back the files that belong together; nothing was changed")
+	}
+	return state, err
+}
+
+// openBlocks opens the log.
+func (h *Host) openBlocks(ctx context.Context, rebuild bool) error {
+	segments, err := disk.OpenDir(filepath.Join(h.o.Dir, segmentsName))
 	if err != nil {
 		return err
 	}
@@ -112,11 +140,11 @@ func (h *Host) openStores(ctx context.Context, rebuild bool) error {
 		FS: segments, IndexDir: filepath.Join(h.o.Dir, indexName), StoreID: h.folder.id,
 		Logger: h.log, Registerer: h.registry, MapMemoryBytes: h.o.MapMemoryBytes, Rebuild: rebuild,
 	})
-	if err != nil {
-		return err
-	}
-	return h.reconcile(ctx)
+	return err
 }
+
+// disk is what this host's store is called in the records.
+func (h *Host) disk() meta.DiskID { return meta.DiskID(h.folder.id.String()) }
 
 // Addrs returns where the doors are.
 func (h *Host) Addrs() (apiAddr, nbdAddr api.Addr) { return h.o.apiAddr, h.o.nbdAddr }
@@ -137,6 +165,8 @@ func (h *Host) Serve(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case fatal = <-h.blocks.Fatal():
+		case <-h.failed():
+			fatal = h.cluster.failure()
 		}
 		h.notify(daemon.SdNotifyStopping)
 		return errors.Join(fatal, h.closeDoors())
@@ -177,81 +207,17 @@ func (h *Host) Close() error {
 				_ = l.Close() // closed before, if it was served
 			}
 		}
-		errs = append(errs, h.closeVolumes(ctx))
+		if h.volumes != nil {
+			errs = append(errs, h.volumes.closeVolumes(ctx))
+		}
+		if h.names != nil {
+			errs = append(errs, h.names.close()) // before what its handlers read from
+		}
 		if h.blocks != nil {
 			errs = append(errs, h.blocks.Close())
-		}
-		if h.meta != nil {
-			errs = append(errs, h.meta.Close())
 		}
 		errs = append(errs, h.folder.close())
 		h.closeErr = errors.Join(errs...)
 	})
 	return h.closeErr
-}
-
-// reconcile makes tables and names agree again after a crash (I2).
-func (h *Host) reconcile(ctx context.Context) error {
-	var applied uint64
-	named := map[scstore.VolumeID]bool{}
-	var tombstones []meta.Record
-	h.meta.View(func(s *meta.State) {
-		applied = s.Applied()
-		for _, r := range s.Records() { // a branch has no name of its own
-			named[r.ID] = true
-		}
-		tombstones = s.Tombstones()
-	})
-	tables := h.blocks.Tables()
-	if applied == 0 {
-		if len(tables) > 0 {
-			return scstore.Hint(fmt.Errorf("folder %q holds %d volumes, but their names are gone: %w", h.o.Dir, len(tables), scstore.ErrCorrupt),
-				"restore %s from a backup; nothing was changed", filepath.Join(h.o.Dir, metaName))
-		}
-		// From here on the names are never empty, so that losing them shows.
-		var client meta.ClientID
-		rand.Read(client[:])
-		_, err := h.meta.Propose(ctx, meta.Command{ID: meta.CommandID{Client: client}, Op: meta.OpenSession{}})
-		if err != nil {
-			return fmt.Errorf("make the store: %w", err)
-		}
-	}
-	if err := h.deleteTables(tables, named); err != nil {
-		return err
-	}
-	for _, r := range tombstones {
-		if _, err := h.meta.Propose(ctx, meta.Command{Op: meta.Forget{ID: r.ID}}); err != nil {
-			return fmt.Errorf("forget removed volume %s: %w", r.ID, err)
-		}
-	}
-	return h.sweepMarks()
-}
-
-// deleteTables deletes the tables that have no name, clones before their bases.
-func (h *Host) deleteTables(tables []block.TableInfo, named map[scstore.VolumeID]bool) error {
-	var left []scstore.VolumeID
-	for _, t := range tables {
-		if !named[t.ID] {
-			left = append(left, t.ID)
-		}
-	}
-	for len(left) > 0 {
-		var busy []scstore.VolumeID
-		for _, id := range left {
-			err := h.blocks.Delete(id)
-			switch {
-			case errors.Is(err, scstore.ErrBusy):
-				busy = append(busy, id)
-			case err != nil:
-				return fmt.Errorf("delete volume %s, which has no name: %w", id, err)
-			default:
-				h.log.Info("deleted what an unfinished command left", "volume", id.String())
-			}
-		}
-		if len(busy) == len(left) {
-			return fmt.Errorf("delete %d volumes without a name: %w", len(busy), scstore.ErrBusy)
-		}
-		left = busy
-	}
-	return nil
 }

@@ -30,7 +30,14 @@ type Options struct {
 	Insecure       bool   // allow addresses that anybody who reaches them can use
 	MapMemoryBytes int64  // cap of the extent map in memory; default fs/block's
 	Version        string // of this program
-	Logger         *slog.Logger
+
+	// What follows makes the host one of a cluster; with none of it a new store is a
+	// host alone. A store that is in a cluster needs none of it.
+	Site   string // failure domain; required to begin a cluster
+	Name   string // of the host; default the machine's
+	Listen string // UDP host:port between hosts; default cluster.DefaultListen
+	Join   string // a token's text; empty: begin a cluster
+	Logger *slog.Logger
 
 	apiAddr, nbdAddr api.Addr
 }

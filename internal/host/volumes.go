@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
@@ -10,13 +9,44 @@ import (
 	"scstore/consensus/meta"
 	"scstore/fs/block"
 	"scstore/fs/volume"
+	"scstore/internal/api"
+	"scstore/nbd"
 )
+
+// opener is what is done with the bytes of volumes: a host alone has all of them
+// (local), one of a cluster has replicas (clustered).
+type opener interface {
+	// exclude keeps other callers of it out until what it returns is called, where names
+	// and tables must change together.
+	exclude() (end func())
+	// create makes a volume with its name, durably. Precondition: exclude.
+	create(ctx context.Context, name string, base place, op meta.CreateVolume) error
+	// adopt names an image whose table is complete and sealed, durably, unless ctx has
+	// ended: a client that is gone does not learn that the image exists.
+	adopt(ctx context.Context, name string, t *block.Table, op meta.CreateImage) error
+	// open opens what a name means for one use.
+	open(ctx context.Context, p place, conn bool) (*use, error)
+	// source opens a view of one moment, which keeps the use.
+	source(ctx context.Context, p place, u *use) (api.Source, error)
+	// seal ends the open epoch, commits it and names it, durably.
+	seal(ctx context.Context, p place, op meta.Snapshot, progress func(done, total int64)) error
+	// rollback makes a volume what it was at p's snapshot.
+	rollback(ctx context.Context, p place, o api.RemoveOptions, progress func(done, total int64)) (api.Rollback, error)
+	// remove takes a name that nobody uses, and then the data. Precondition: s.mu is
+	// held, and s is drained.
+	remove(ctx context.Context, p place, s *slot) error
+	// where says what a volume's bytes hang on, or nil. With ask, other hosts are asked what
+	// they alone know.
+	where(ctx context.Context, e entry, ask bool) (*api.Where, error)
+	// closeVolumes makes durable what is open and closes it.
+	closeVolumes(ctx context.Context) error
+}
 
 // slot is the place of one volume in this process: open or not.
 type slot struct {
 	// mu is held while the volume is opened, drained and removed.
 	mu      sync.Mutex
-	v       *volume.Volume // nil until it is first used
+	v       *volume.Volume // nil until it is first used, and in a cluster
 	view    volume.View    // that v shows, if it is a snapshot
 	removed bool
 
@@ -32,9 +62,12 @@ type slot struct {
 type use struct {
 	h       *Host
 	s       *slot
-	v       *volume.Volume
+	device  nbd.Device
+	v       *volume.Volume // the same, on a host that is alone
+	gate    *nbd.Gate      // nil is always open
 	conn    bool
 	revoked context.Context
+	end     func() // of the device, or nil
 	once    sync.Once
 }
 
@@ -58,31 +91,23 @@ func (h *Host) dropSlot(id slotKey) {
 	delete(h.slots, id)
 }
 
-// use opens a volume, unless it is open, and counts the use. It ends with release.
-func (h *Host) use(ctx context.Context, r place, conn bool) (*use, error) {
-	s := h.slot(r.key())
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.removed {
-		return nil, fmt.Errorf("%q: %w", r.name(), scstore.ErrNotFound)
-	}
-	if s.v == nil {
-		if err := h.openVolume(ctx, s, r); err != nil {
-			return nil, err
-		}
-	}
+// join counts a use, which ends with release. Precondition: s.mu is held.
+func (h *Host) join(s *slot, conn bool) *use {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s.users++
 	if conn {
 		s.conns++
 	}
-	return &use{h: h, s: s, v: s.v, conn: conn, revoked: s.revoked}, nil
+	return &use{h: h, s: s, conn: conn, revoked: s.revoked}
 }
 
 // release ends the use. Safe to call again.
 func (u *use) release() error {
 	u.once.Do(func() {
+		if u.end != nil {
+			u.end()
+		}
 		u.h.mu.Lock()
 		defer u.h.mu.Unlock()
 		u.s.users--
@@ -127,56 +152,6 @@ func (h *Host) drain(ctx context.Context, s *slot, force bool) (closed int, err 
 	case <-ctx.Done():
 		return 0, fmt.Errorf("connections did not end within %s: %w", drainTimeout, scstore.ErrBusy)
 	}
-}
-
-// openVolume opens a slot's volume: a volume under a new fence, an image or a
-// snapshot for reading. Precondition: s.mu is held.
-func (h *Host) openVolume(ctx context.Context, s *slot, r place) error {
-	t, err := h.blocks.Table(r.ID)
-	if err != nil {
-		return scstore.Hint(fmt.Errorf("the data of %q: %w", r.Name, err), "see scstore doctor")
-	}
-	if r.snap != nil {
-		return s.openSnapshot(t, r)
-	}
-	o := volume.Options{ID: r.ID, Base: baseChain(t), Head: r.Head}
-	if r.Kind == meta.KindImage {
-		o.View = t
-	} else {
-		result, err := h.meta.Propose(ctx, meta.Command{Op: meta.OpenFence{ID: r.ID, Holder: meta.DiskID(h.folder.id.String())}})
-		if err != nil {
-			return fmt.Errorf("take the right to write: %w", err)
-		}
-		o.Table, o.Fence, o.Head = table{t}, result.Fence, result.Position
-	}
-	if s.v, err = volume.Open(o); err != nil {
-		return err
-	}
-	h.log.Info("volume opened", "volume", r.Name, "fence", uint64(o.Fence), "read_only", o.Table == nil)
-	return nil
-}
-
-// closeVolumes makes every open volume durable and closes it. Precondition: the
-// doors are closed. A volume that lives on this host alone is not sealed: its
-// epochs begin when somebody needs one.
-func (h *Host) closeVolumes(ctx context.Context) error {
-	h.mu.Lock()
-	slots := h.slots
-	h.slots = map[slotKey]*slot{}
-	h.mu.Unlock()
-	var errs []error
-	for key, s := range slots {
-		s.mu.Lock()
-		var err error
-		if s.v != nil {
-			err = s.v.Flush(ctx)
-		}
-		if err = errors.Join(err, s.close()); err != nil {
-			errs = append(errs, fmt.Errorf("close volume %s: %w", key.id, err))
-		}
-		s.mu.Unlock()
-	}
-	return errors.Join(errs...)
 }
 
 // table is a table of the store as package volume wants it.

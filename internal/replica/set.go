@@ -12,4 +12,6 @@ type Set struct {
 
 	mu       sync.Mutex
 	replicas map[scstore.VolumeID]*Replica
+
+	moves moves
 }

@@ -111,7 +111,10 @@ type JoinOptions struct {
 	Host    string
 	Payload []byte         // what the cluster is told: site, addresses; at most MaxJoinPayloadBytes
 	Conn    net.PacketConn // what to send on; nil: any UDP port. It stays open
-	Logger  *slog.Logger   // nil discards
+	// Keep, if not nil, is called with what the cluster answered before the keys are put
+	// in place: what it keeps durably is there whenever they are. Its error ends the join.
+	Keep   func(incarnation uint64, membership []byte) error
+	Logger *slog.Logger // nil discards
 }
 
 // Joined is a host that was let in.
@@ -159,7 +162,7 @@ func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	request := joinRequest{secret: o.Token.Secret, disk: o.Disk, clock: time.Now(), host: o.Host, request: admission.Request(), payload: o.Payload}
 	var failed []error
 	for _, address := range o.Token.Addresses {
-		joined, err := joinThrough(ctx, transport, address, o.Token, request, admission)
+		joined, err := joinThrough(ctx, transport, address, o, request, admission)
 		if err == nil {
 			return joined, nil
 		}
@@ -181,7 +184,8 @@ func final(err error) bool {
 }
 
 // joinThrough asks one host.
-func joinThrough(ctx context.Context, t *quic.Transport, address string, token authority.Token, r joinRequest, admission *authority.Admission) (Joined, error) {
+func joinThrough(ctx context.Context, t *quic.Transport, address string, o JoinOptions, r joinRequest, admission *authority.Admission) (Joined, error) {
+	token := o.Token
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout+JoinTimeout)
 	defer cancel()
 	addr, err := resolveUDP(ctx, address)
@@ -217,11 +221,17 @@ func joinThrough(ctx context.Context, t *quic.Transport, address string, token a
 	if err != nil {
 		return Joined{}, err
 	}
+	membership := slices.Clone(answer.membership)
+	if o.Keep != nil {
+		if err := o.Keep(answer.incarnation, membership); err != nil {
+			return Joined{}, err
+		}
+	}
 	keys, err := admission.Install(from, authority.Identity{Cluster: token.Cluster, Disk: r.disk, Host: r.host}, answer.certificate, time.Now())
 	if err != nil {
 		return Joined{}, err
 	}
-	return Joined{Keys: keys, Incarnation: answer.incarnation, Membership: slices.Clone(answer.membership)}, nil
+	return Joined{Keys: keys, Incarnation: answer.incarnation, Membership: membership}, nil
 }
 
 // askToJoin sends the request and returns the reply's frame.

@@ -141,6 +141,36 @@ func TestJoin_LostAnswerCanBeAskedForAgain(t *testing.T) {
 	}
 }
 
+// TestJoin_AnswerIsKeptBeforeTheKeysAreInPlace fails to keep it, and asks again.
+func TestJoin_AnswerIsKeptBeforeTheKeysAreInPlace(t *testing.T) {
+	w, g := newWorld(t), newGate()
+	a := w.host(t, 1, func(o *Options) { o.Joiner, o.Incarnation = g, 4 })
+	o := ask(g.token(t, w.first.Authority(), time.Now().Add(time.Hour), a), t.TempDir(), 2)
+	calls := 0
+	o.Keep = func(incarnation uint64, membership []byte) error {
+		calls++
+		if incarnation != 4 || string(membership) != "welcome from site-b" {
+			t.Errorf("incarnation %d, %q", incarnation, membership)
+		}
+		if _, err := authority.Load(o.Dir); !errors.Is(err, scstore.ErrNotFound) {
+			t.Errorf("keys before the answer is kept: %v", err)
+		}
+		if calls == 1 {
+			return scstore.ErrNoSpace
+		}
+		return nil
+	}
+	if _, err := Join(t.Context(), o); !errors.Is(err, scstore.ErrNoSpace) {
+		t.Errorf("an answer that is not kept: %v", err)
+	}
+	if _, err := authority.Load(o.Dir); !errors.Is(err, scstore.ErrNotFound) {
+		t.Errorf("keys without the answer: %v", err)
+	}
+	if _, err := Join(t.Context(), o); err != nil || calls != 2 {
+		t.Errorf("asked again: %v after %d calls", err, calls)
+	}
+}
+
 func TestJoin_RefusalsHaveAReasonAndChangeNothing(t *testing.T) {
 	w, g := newWorld(t), newGate()
 	a := w.host(t, 1, func(o *Options) { o.Joiner = g })
