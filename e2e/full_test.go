@@ -48,7 +48,7 @@ type filled struct {
 	next    uint64
 }
 
-func dial(t *testing.T, url string) *nbd.Client {
+func dial(t testing.TB, url string) *nbd.Client {
 	t.Helper()
 	c, err := nbd.Dial(t.Context(), url, nbd.DialOptions{})
 	check(t, err)
