@@ -54,15 +54,13 @@ func (c *clustered) link(ctx context.Context, name string, id scstore.VolumeID, 
 // remove takes the name, then the record; every host drops its data once it has applied
 // that. A record that is refused to go gets its name back.
 func (c *clustered) remove(ctx context.Context, p place, s *slot) error {
-	err := c.forgetClones(ctx, p.group, p.key().id)
+	err := c.awaitClones(ctx, p.group, p.key().id)
 	switch {
 	case err != nil:
 	case p.snap != nil:
 		_, err = c.propose(ctx, p.group, meta.DeleteSnapshot{ID: p.ID, Name: p.snap.Name})
 	case p.branch != nil:
-		if _, err = c.propose(ctx, p.group, meta.Remove{ID: p.branch.ID}); err == nil {
-			c.forgetLater(p.group, p.branch.ID)
-		}
+		_, err = c.propose(ctx, p.group, meta.Remove{ID: p.branch.ID})
 	default:
 		err = c.unlink(ctx, p)
 	}
@@ -85,7 +83,6 @@ func (c *clustered) unlink(ctx context.Context, p place) error {
 	_, err := c.propose(ctx, p.group, meta.Remove{ID: p.ID})
 	switch {
 	case err == nil, errors.Is(err, scstore.ErrNotFound):
-		c.forgetLater(p.group, p.ID)
 		return nil
 	case errors.Is(err, scstore.ErrIndeterminate):
 		return err
