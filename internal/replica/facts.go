@@ -75,8 +75,9 @@ type Draining struct {
 // Leftover is what an owner wrote under a fence that it lost to a forced promote: it is
 // kept behind the mark of Head until it is a branch.
 type Leftover struct {
-	Fence scstore.Fence    `json:"fence"`
-	Head  scstore.Position `json:"head"`
+	Fence  scstore.Fence    `json:"fence"`
+	Head   scstore.Position `json:"head"`
+	Branch scstore.VolumeID `json:"branch"` // that it becomes
 }
 
 // holds reports whether the position is complete here.

@@ -48,6 +48,7 @@ type Replica struct {
 
 	source *source // a hand-off from here
 	target *target // a hand-off to here
+	moving moving
 	jump   *jump   // the one who changes the table's head, other than v
 	fill   *fill   // brings what is missing
 	hurry  int     // who waits for it
@@ -291,8 +292,10 @@ func (r *Replica) endTenure(cause error) {
 		_ = r.v.Close()
 		r.v = nil
 	}
-	if r.facts.Fence != 0 {
-		r.facts.Jump = &JumpFacts{From: r.facts.Head}
+	if r.facts.Fence != 0 && r.table != nil {
+		if dirty, err := r.written(r.facts.Head); dirty || err != nil {
+			r.facts.Jump = &JumpFacts{From: r.facts.Head}
+		}
 	}
 	r.facts.Fence, r.facts.Pending, r.facts.Draining = 0, nil, nil
 	r.seals = false
