@@ -143,7 +143,6 @@ type sight struct {
 	tenure  meta.Tenure
 	start   scstore.Position // of the tenure
 	drop    []scstore.Position
-	branch  bool
 	forget  bool // nobody has anything of the tombstone any more
 	claims  []scstore.Position
 	waiting bool // the tombstone is waited for: somebody has yet to report what he wrote
