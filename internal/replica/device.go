@@ -96,11 +96,12 @@ func (d *device) use() (v *volume.Volume, done func(), err error) {
 		d.mu.RLock()
 		done = d.mu.RUnlock
 	}
-	if v = d.v.Load(); v != nil {
+	why := d.ended.Load()
+	if v = d.v.Load(); v != nil && why == nil {
 		return v, done, nil
 	}
 	done()
-	if why := d.ended.Load(); why != nil {
+	if why != nil {
 		return nil, nil, *why
 	}
 	return nil, nil, fmt.Errorf("volume %s is on its way to another owner: %w", d.r.id, scstore.ErrBusy)

@@ -178,7 +178,7 @@ func (r *Replica) adopt(fence scstore.Fence, start scstore.Position) error {
 	}
 	old := r.facts
 	r.facts.Fence, r.facts.Head, r.facts.Pending, r.facts.Draining = fence, start, nil, nil
-	r.facts.Creating = false
+	r.facts.Jump, r.facts.Creating = nil, false
 	if start != (scstore.Position{}) && !r.facts.holds(start) {
 		r.facts.Partial = start
 	}
@@ -278,6 +278,7 @@ func (r *Replica) dropDevice(cause error) {
 	if r.device == nil {
 		return
 	}
+	r.device.ended.Store(&cause)
 	r.revoke(cause)
 	r.device.bind(nil)
 	r.device = nil

@@ -374,7 +374,7 @@ func (s *Set) serve(ctx context.Context, from meta.DiskID, stream propagate.Stre
 	default:
 	}
 	counted := &countedStream{Stream: stream, written: s.metrics.served}
-	return propagate.Serve(ctx, counted, s)
+	return propagate.Serve(ctx, counted, library{s})
 }
 
 // sweep removes, once the log was read as it is now, what a crash left of volumes that
