@@ -132,6 +132,24 @@ func (r *Replica) filled(t *block.Table, at scstore.Position) error {
 	return nil
 }
 
+// catchUp makes what was sealed while the base was not complete here complete, once it is.
+// mu is held.
+func (r *Replica) catchUp() {
+	f := &r.facts
+	if f.Fence == 0 || f.Partial != (scstore.Position{}) || f.Head == (scstore.Position{}) || f.holds(f.Head) || !r.baseComplete() {
+		return
+	}
+	for _, p := range r.marks() {
+		if p != (scstore.Position{}) {
+			f.hold(p)
+		}
+	}
+	for i := range f.Pending {
+		f.Pending[i].Complete = true
+	}
+	_ = r.save() // tried again with the next
+}
+
 // baseComplete reports whether what the volume is based on is. mu is held.
 func (r *Replica) baseComplete() bool {
 	if r.facts.Base.IsZero() {

@@ -221,4 +221,3 @@ func manifest(ctx context.Context, p peer, core *propagate.Jump) error {
 	}
 	return errors.Join(err, stream.Close())
 }
-

@@ -42,6 +42,8 @@ func (s *Set) tick(g meta.GroupID) {
 		for _, r := range list {
 			r.mu.Lock()
 			r.commitPending()
+			r.catchUp()
+			r.exposed = r.onlySince(st)
 			if r.sealDue(st) {
 				seals = append(seals, r)
 			}

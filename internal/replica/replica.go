@@ -44,14 +44,15 @@ type Replica struct {
 	seals   bool               // epochs are sealed by time
 	sealed  time.Duration      // when the last one was
 	stamps  []stamp            // of the last epochs that were sealed here
+	exposed time.Duration      // since when there are writes that are known to be here alone, now(); 0: none
 	readers map[*device]func() // open for reading, with what ends them
 
 	source *source // a hand-off from here
 	target *target // a hand-off to here
 	moving moving
-	jump   *jump   // the one who changes the table's head, other than v
-	fill   *fill   // brings what is missing
-	hurry  int     // who waits for it
+	jump   *jump // the one who changes the table's head, other than v
+	fill   *fill // brings what is missing
+	hurry  int   // who waits for it
 
 	retryAt  time.Duration // no jump before
 	failures int           // in a row

@@ -42,7 +42,7 @@ func (r *Replica) unlockSealing() { r.sealing <- struct{}{} }
 func (r *Replica) sealLocked(ctx context.Context, always bool, progress func(done, total int64)) (Point, bool, error) {
 	r.mu.Lock()
 	v, d, head := r.v, r.device, r.headPoint()
-	missing := r.facts.Partial != (scstore.Position{})
+	missing := r.facts.Partial != (scstore.Position{}) || !r.baseComplete()
 	unsaved := r.unsaved
 	r.mu.Unlock()
 	switch {
@@ -73,7 +73,7 @@ func (r *Replica) sealLocked(ctx context.Context, always bool, progress func(don
 	}
 	r.facts.Pending = append(r.facts.Pending, p)
 	r.facts.Head = p.Position
-	if r.facts.Partial == (scstore.Position{}) && missing { // filled meanwhile: that took its mark along
+	if missing && r.facts.Partial == (scstore.Position{}) && r.baseComplete() { // filled meanwhile: that took its mark along
 		p.Complete = true
 		r.facts.Pending[len(r.facts.Pending)-1].Complete = true
 	}

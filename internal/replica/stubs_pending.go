@@ -16,7 +16,7 @@ type (
 	moves  struct{ cancel context.CancelFunc }
 )
 
-func (s *Set) reviewMoves(meta.GroupID, *meta.State)               {}
+func (s *Set) reviewMoves(meta.GroupID, *meta.State)                {}
 func (r *Replica) reviewForks(*meta.State, meta.Tenure)             {}
 func (r *Replica) lost(_ *meta.State, t meta.Tenure)                { r.endTenure(scstore.ErrFenced) }
 func (s *Set) tickForks()                                           {}
