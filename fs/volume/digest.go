@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"hash"
+	"iter"
 
 	"scstore"
 )
@@ -105,4 +106,14 @@ func (r rootHash) add(span uint64, d scstore.Digest) {
 func (r rootHash) sum() (d scstore.Digest) {
 	r.h.Sum(d[:0])
 	return d
+}
+
+// RootOf returns the root over touched spans of a volume of that size: their numbers,
+// rising, with their digests.
+func RootOf(sizeBytes int64, spans iter.Seq2[uint64, scstore.Digest]) scstore.Digest {
+	r := newRootHash(sizeBytes)
+	for number, d := range spans {
+		r.add(number, d)
+	}
+	return r.sum()
 }

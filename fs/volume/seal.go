@@ -122,28 +122,53 @@ func (v *Volume) describe(ctx context.Context, m *Manifest, progress func(done, 
 
 // changed lists what was written between the parent and the epoch.
 func (v *Volume) changed(ctx context.Context, m *Manifest) ([]scstore.Extent, error) {
-	set := extentSet{blocks: uint64(m.SizeBytes) / scstore.BlockSize, grain: 1, limit: MaxManifestExtents}
+	whole := scstore.Extent{Count: uint64(m.SizeBytes) / scstore.BlockSize}
 	var from scstore.Tag // the beginning, if nothing was ever sealed
 	if m.Parent != (scstore.Position{}) {
 		from = scstore.PositionTag(scstore.TagSealed, m.Parent)
 		if !slices.Contains(v.table.Marks(), from) {
-			set.add(scstore.Extent{Count: set.blocks})
-			return set.list, nil
+			return []scstore.Extent{whole}, nil
 		}
 	}
-	for start := scstore.BlockIndex(0); ; {
-		part, err := v.table.Changed(ctx, from, m.Tag(), start, changedBatch)
+	return Changed(ctx, v.table, from, m.Tag(), whole)
+}
+
+// Changes is the part of a Table that knows what was written between two marks.
+type Changes interface {
+	Changed(ctx context.Context, from, to scstore.Tag, start scstore.BlockIndex, limit int) ([]scstore.Extent, error)
+}
+
+// Changed lists what was written within a window between two marks of a table, in at
+// most MaxManifestExtents extents: beyond that, neighbours are named as one. The zero
+// tag is the beginning, or the head. Errors: those of the table.
+func Changed(ctx context.Context, t Changes, from, to scstore.Tag, window scstore.Extent) ([]scstore.Extent, error) {
+	set := extentSet{blocks: uint64(window.End()), grain: 1, limit: MaxManifestExtents}
+	for start := window.First; start < window.End(); {
+		part, err := t.Changed(ctx, from, to, start, changedBatch)
 		if err != nil {
 			return nil, err
 		}
 		for _, e := range part {
-			set.add(e)
+			if e = e.Clamp(window); e.Count > 0 {
+				set.add(e)
+			}
 		}
 		if len(part) < changedBatch {
-			return set.list, nil
+			break
 		}
 		start = part[len(part)-1].End()
 	}
+	if len(set.list) > 0 && set.list[0].First < window.First { // rounded to a grain
+		set.list[0] = set.list[0].Clamp(window)
+	}
+	return set.list, nil
+}
+
+// DigestExtents returns the root over the spans that the extents touch, in the content
+// that the chain shows, nearest first: what the manifest of an epoch that changed them
+// would have. Errors: ErrCorrupt, a *MissingError.
+func DigestExtents(ctx context.Context, chain []Reader, sizeBytes int64, extents []scstore.Extent) (scstore.Digest, error) {
+	return digestExtents(ctx, chain, sizeBytes, extents, func(int64, int64) {})
 }
 
 // Digest returns the root over all spans of the volume that hold data, as the
