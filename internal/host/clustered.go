@@ -103,9 +103,6 @@ func (h *Host) openCluster(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.sweepTables(); err != nil {
-		return err
-	}
 	log.Net().Handle(KindForward, c.serveForward)
 	if err := log.Start(ctx); err != nil {
 		return err
@@ -117,15 +114,6 @@ func (h *Host) openCluster(ctx context.Context) error {
 	c.life, c.stop = context.WithCancel(context.Background())
 	c.background(c.clean)
 	return nil
-}
-
-// sweepTables deletes the tables of imports that were cut off: no replica knows them.
-func (c *clustered) sweepTables() error {
-	known := map[scstore.VolumeID]bool{}
-	for _, id := range c.replicas.IDs() {
-		known[id] = true
-	}
-	return c.h.deleteTables(c.h.blocks.Tables(), known)
 }
 
 // catchUp waits until this host has applied what the cluster has decided so far.

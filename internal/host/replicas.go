@@ -26,13 +26,27 @@ func (c *clustered) create(ctx context.Context, name string, base place, op meta
 	return c.link(ctx, name, op.ID, g)
 }
 
+// reserve notes that an image is being made here: a crash leaves nothing of it.
+func (c *clustered) reserve(id scstore.VolumeID, sizeBytes int64) (meta.GroupID, error) {
+	g := c.log.PickGroup()
+	return g, c.replicas.Reserve(g, id, sizeBytes)
+}
+
+// abandon removes what was made of an image. One that has a record by now, or had one,
+// goes with that.
+func (c *clustered) abandon(id scstore.VolumeID) error {
+	if err := c.replicas.Abandon(id); err != nil && !errors.Is(err, scstore.ErrInvalid) {
+		return err
+	}
+	return nil
+}
+
 // adopt records an image that was imported here, then names it.
-func (c *clustered) adopt(ctx context.Context, name string, _ *block.Table, op meta.CreateImage) error {
+func (c *clustered) adopt(ctx context.Context, name string, g meta.GroupID, _ *block.Table, op meta.CreateImage) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	g := c.log.PickGroup()
-	if err := c.replicas.Adopt(ctx, g, op); err != nil {
+	if err := c.replicas.Adopt(ctx, op, g); err != nil {
 		return err
 	}
 	return c.link(ctx, name, op.ID, g)
@@ -124,7 +138,14 @@ func (c *clustered) device(ctx context.Context, p place) (replica.Device, error)
 		return c.replicas.Open(ctx, p.ID)
 	}
 	id, at := p.baseOf()
-	return c.replicas.OpenAt(ctx, id, at)
+	d, err := c.replicas.OpenAt(ctx, id, at)
+	if errors.Is(err, scstore.ErrNotFound) { // its name says that it is somewhere
+		err = fmt.Errorf("%s %q is not at this host: %w", p.kind(), p.name(), scstore.ErrAbsent)
+	}
+	if errors.Is(err, scstore.ErrAbsent) {
+		return nil, scstore.Hint(err, "use it at a host that has it (scstore volume info %s), or place it at this site: scstore placement set %s --replicas SITE,...", p.Name, p.Name)
+	}
+	return d, err
 }
 
 // source opens a view of one moment: of a volume that this host writes as it is now, of
