@@ -552,5 +552,12 @@ func (t *target) end(err error) {
 	t.mu.Unlock()
 	t.stop(errors.New("the hand-off has ended"))
 	close(t.done)
-	t.set.wakeUp()
+	if m.ctx.Err() != nil {
+		return
+	}
+	var ids []scstore.VolumeID
+	for _, v := range t.volumes {
+		ids = append(ids, v.ID)
+	}
+	t.set.review(t.group, ids) // what was left to it
 }
