@@ -20,7 +20,11 @@ func (c *clustered) create(ctx context.Context, name string, base place, op meta
 	if op.Base.IsZero() {
 		g = c.log.PickGroup()
 	}
-	if err := c.replicas.Create(ctx, g, op); err != nil {
+	// An attempt that failed leaves nothing, or a record that goes: the next has its own.
+	if err := patiently(ctx, func() error {
+		op.ID = newID()
+		return c.replicas.Create(ctx, g, op)
+	}); err != nil {
 		return err
 	}
 	return c.link(ctx, name, op.ID, g)
