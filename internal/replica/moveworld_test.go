@@ -131,6 +131,7 @@ func (h *moveHost) start() {
 		Blocks: h.store, Log: h, Net: moveNet{h},
 	})
 	if err != nil {
+		_ = h.store.Close()
 		t.Fatal(err)
 	}
 	h.mu.Lock()
