@@ -41,6 +41,7 @@ var layers = map[string][]string{
 	"propagate/quicnet":           {".", "internal/invariant", "propagate/quicnet/authority"},
 	"propagate/quicnet/raftnet":   {".", "propagate/quicnet", "propagate/quicnet/authority"},
 	"consensus/consensustest":     {".", "consensus"},
+	"internal/replica":            {".", "consensus", "consensus/handoff", "consensus/meta", "fs/block", "fs/volume", "internal/invariant", "nbd", "propagate", "propagate/codec", "propagate/quicnet", "propagate/wire"},
 	"sim":                         {".", "consensus/handoff", "consensus/meta", "fs/volume", "propagate", "propagate/codec", "propagate/wire"},
 }
 
@@ -54,7 +55,7 @@ var libraries = map[string][]string{
 	"github.com/gofrs/flock":                  {"internal/host"},
 	"github.com/pierrec/lz4":                  {"propagate/codec"},
 	"github.com/lni/dragonboat":               {"consensus", "consensus/consensustest", "propagate/quicnet/raftnet"},
-	"github.com/prometheus/client_golang":     {"consensus", "fs/block", "fs/volume", "internal/api", "internal/cluster", "internal/host", "nbd", "propagate/quicnet", "propagate/quicnet/raftnet"},
+	"github.com/prometheus/client_golang":     {"consensus", "fs/block", "fs/volume", "internal/api", "internal/cluster", "internal/host", "internal/replica", "nbd", "propagate/quicnet", "propagate/quicnet/raftnet"},
 	"github.com/quic-go/quic-go":              {"propagate/quicnet"},
 	"google.golang.org/protobuf":              {"propagate/quicnet/raftnet"},
 	"github.com/lni/vfs":                      {"consensus"},

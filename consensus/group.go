@@ -98,6 +98,7 @@ type group struct {
 	options Group // Alone may become false
 
 	leaderSince atomic.Int64 // nanoseconds since 1970
+	restarting  atomic.Bool  // stopped for a moment: lengthen
 	placed      atomic.Bool  // place.go
 	nextRefresh time.Time    // only for Cluster.prefer's goroutine
 	preference  preference
@@ -224,6 +225,8 @@ func (g *group) lengthen(ctx context.Context) error {
 	if !alone {
 		return nil
 	}
+	g.restarting.Store(true)
+	defer g.restarting.Store(false)
 	if err := g.stopReplica(); err != nil {
 		return err
 	}
@@ -240,6 +243,15 @@ func (g *group) lengthen(ctx context.Context) error {
 			return errClosed
 		}
 	}
+}
+
+// restarts gives an error of the library another sentinel while the replica is stopped
+// for a moment: nothing was done, and it will be there again.
+func (g *group) restarts(err error) error {
+	if g.restarting.Load() && (errors.Is(err, scstore.ErrNotFound) || errors.Is(err, scstore.ErrClosed)) {
+		return fmt.Errorf("group %d starts anew: %w", g.id, scstore.ErrBusy)
+	}
+	return err
 }
 
 // stopReplica has the library stop the replica. When it notices, a moment later, that
@@ -343,7 +355,7 @@ func (c *Cluster) Read(ctx context.Context, id GroupID, f func(*meta.State)) err
 func (g *group) barrier(ctx context.Context) error {
 	bounded, cancel := g.c.bounded(ctx)
 	defer cancel()
-	return g.c.ask(bounded, g.id, func() error { return g.tryBarrier(ctx, bounded) })
+	return g.restarts(g.c.ask(bounded, g.id, func() error { return g.tryBarrier(ctx, bounded) }))
 }
 
 // ask reads again while it is refused although there is a leader: one that was just

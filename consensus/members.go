@@ -41,10 +41,14 @@ func (c *Cluster) Members(ctx context.Context, id GroupID) (Members, error) {
 }
 
 func (c *Cluster) members(ctx context.Context, id GroupID) (Members, error) {
+	g, err := c.group(id)
+	if err != nil {
+		return Members{}, err
+	}
 	bounded, cancel := c.bounded(ctx)
 	defer cancel()
 	var got *dragonboat.Membership
-	err := c.ask(bounded, id, func() error {
+	err = c.ask(bounded, id, func() error {
 		return c.call(func(host *dragonboat.NodeHost) (err error) {
 			got, err = host.SyncGetShardMembership(bounded, uint64(id))
 			return err
@@ -54,7 +58,7 @@ func (c *Cluster) members(ctx context.Context, id GroupID) (Members, error) {
 		if bounded.Err() != nil {
 			return Members{}, c.waited(ctx, scstore.ErrNoMajority)
 		}
-		return Members{}, err
+		return Members{}, g.restarts(err)
 	}
 	m := Members{Change: got.ConfigChangeID, Removed: map[ReplicaID]struct{}{}}
 	for replica := range got.Removed {
@@ -87,7 +91,7 @@ func parseTargets(targets map[uint64]string) (map[ReplicaID]DiskID, error) {
 // was in use; ErrBusy if the members changed meanwhile (nothing was done);
 // ErrNoMajority; ErrIndeterminate: look at Members.
 func (c *Cluster) AddVoter(ctx context.Context, id GroupID, replica ReplicaID, disk DiskID) error {
-	return c.change(ctx, id, fmt.Sprintf("add voter %d", replica), func(host *dragonboat.NodeHost, m Members) (*dragonboat.RequestState, error) {
+	return c.changeVoters(ctx, id, fmt.Sprintf("add voter %d", replica), func(host *dragonboat.NodeHost, m Members) (*dragonboat.RequestState, error) {
 		if err := m.admits(replica, disk); err != nil {
 			return nil, err
 		}
@@ -109,7 +113,7 @@ func (c *Cluster) AddNonVoting(ctx context.Context, id GroupID, replica ReplicaI
 // Promote lets a non-voting member vote. Errors: ErrNotFound if it is none; otherwise
 // those of AddVoter.
 func (c *Cluster) Promote(ctx context.Context, id GroupID, replica ReplicaID) error {
-	return c.change(ctx, id, fmt.Sprintf("promote %d", replica), func(host *dragonboat.NodeHost, m Members) (*dragonboat.RequestState, error) {
+	return c.changeVoters(ctx, id, fmt.Sprintf("promote %d", replica), func(host *dragonboat.NodeHost, m Members) (*dragonboat.RequestState, error) {
 		disk, ok := m.NonVoting[replica]
 		if !ok {
 			return nil, fmt.Errorf("not a non-voting member: %w", scstore.ErrNotFound)
@@ -150,6 +154,20 @@ func (m Members) admits(replica ReplicaID, disk DiskID) error {
 	return nil
 }
 
+// changeVoters is change for one that gives the group another voter.
+func (c *Cluster) changeVoters(ctx context.Context, id GroupID, what string,
+	request func(*dragonboat.NodeHost, Members) (*dragonboat.RequestState, error),
+) error {
+	g, err := c.group(id)
+	if err == nil {
+		err = g.lengthen(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("%s of group %d: %w", what, id, err)
+	}
+	return c.change(ctx, id, what, request)
+}
+
 // change asks for one change of the members as they are now.
 func (c *Cluster) change(ctx context.Context, id GroupID, what string,
 	request func(*dragonboat.NodeHost, Members) (*dragonboat.RequestState, error),
@@ -164,14 +182,7 @@ func (c *Cluster) change(ctx context.Context, id GroupID, what string,
 func (c *Cluster) tryChange(ctx context.Context, id GroupID,
 	request func(*dragonboat.NodeHost, Members) (*dragonboat.RequestState, error),
 ) error {
-	g, err := c.group(id)
-	if err != nil {
-		return err
-	}
 	if err := c.space.check(); err != nil {
-		return err
-	}
-	if err := g.lengthen(ctx); err != nil {
 		return err
 	}
 	m, err := c.members(ctx, id)

@@ -221,7 +221,7 @@ func (q *queue) send(batch []*proposal) error {
 	request, err := q.g.c.host.Propose(q.g.session, e.encode(q.g.c.options.Cluster), q.g.c.options.Timeout)
 	if err != nil {
 		q.land(e.sequence)
-		return translate(err)
+		return q.g.restarts(translate(err))
 	}
 	q.g.c.metrics.entries.Inc()
 	q.g.c.waits.Go(func() { q.wait(request, e.sequence, f) })

@@ -34,7 +34,8 @@ type Cluster struct {
 	raft      *consensus.Cluster
 	open      atomic.Bool // raft is there, for what the network asks
 	sessions  map[meta.GroupID]*session
-	advertise []string // where others find this host
+	asked     atomic.Int64 // questions of KindHello
+	advertise []string     // where others find this host
 
 	view       atomic.Pointer[view]
 	refreshing sync.Mutex
@@ -166,6 +167,7 @@ func (c *Cluster) openNet(ctx context.Context, conn net.PacketConn) (err error) 
 	})
 	if err == nil {
 		c.net.Answer(KindLead, c.answerLead)
+		c.net.Answer(KindHello, func(context.Context, quicnet.Peer, []byte) ([]byte, error) { return nil, nil })
 	}
 	return err
 }

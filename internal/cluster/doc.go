@@ -21,7 +21,7 @@
 //
 //	I1 what cluster.json says is durable before it is acted on: the number of a start
 //	   before it is registered, replica ids before the keys, that a group is not this
-//	   voter's alone before another one votes
+//	   voter's alone before it lets another one vote
 //	I2 a log is begun once: groups are made or joined until cluster.json says that this
 //	   host is a member, and then never again
 //	I3 replica ids are those that the namespace gave

@@ -75,6 +75,7 @@ type knownHost struct {
 	Disk      meta.DiskID `json:"disk"`
 	Name      string      `json:"name"`
 	Site      meta.SiteID `json:"site"`
+	Joining   bool        `json:"joining,omitempty"`
 	Removed   bool        `json:"removed,omitempty"`
 	Boots     uint64      `json:"boots,omitempty"`
 	Addresses []string    `json:"addresses,omitempty"`

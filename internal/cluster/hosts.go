@@ -31,7 +31,7 @@ func (c *Cluster) NewToken(ctx context.Context, site meta.SiteID, ttl time.Durat
 	}
 	known := false
 	v := &view{}
-	if err := c.Read(ctx, meta.GroupNamespace, v.read); err != nil {
+	if err := c.readFirmly(ctx, readPatience, meta.GroupNamespace, v.read); err != nil {
 		return "", fmt.Errorf("make a token: %w", err)
 	}
 	for _, s := range v.sites {
@@ -97,6 +97,8 @@ type Exposed struct {
 // Errors: ErrNotFound; ErrInvalid for this host itself; ErrBusy if no other host can vote
 // in its place; ErrNoMajority, ErrIndeterminate: some of it may be done.
 func (c *Cluster) RemoveHost(ctx context.Context, name string, dryRun bool) (Removal, error) {
+	ctx, cancel := context.WithTimeout(ctx, removeTime)
+	defer cancel()
 	r, err := c.examine(ctx, name)
 	if err != nil {
 		return Removal{}, fmt.Errorf("remove host %q: %w", name, err)
@@ -114,7 +116,7 @@ func (c *Cluster) RemoveHost(ctx context.Context, name string, dryRun bool) (Rem
 // examine says what hangs on a host.
 func (c *Cluster) examine(ctx context.Context, name string) (Removal, error) {
 	v := &view{}
-	if err := c.Read(ctx, meta.GroupNamespace, v.read); err != nil {
+	if err := c.readFirmly(ctx, readPatience, meta.GroupNamespace, v.read); err != nil {
 		return Removal{}, err
 	}
 	h, ok := v.byName(name)
@@ -126,7 +128,7 @@ func (c *Cluster) examine(ctx context.Context, name string) (Removal, error) {
 	}
 	r := Removal{Host: h.Name, Disk: h.Disk, Site: h.Site}
 	for _, g := range VolumeGroupIDs() {
-		if err := c.Read(ctx, g, func(s *meta.State) {
+		if err := c.readFirmly(ctx, readPatience, g, func(s *meta.State) {
 			for _, e := range s.CanSwitchOff(h.Disk) {
 				r.Exposed = append(r.Exposed, Exposed{Group: g, Exposure: e})
 			}
@@ -139,8 +141,11 @@ func (c *Cluster) examine(ctx context.Context, name string) (Removal, error) {
 			return Removal{}, err
 		}
 	}
-	m, err := c.raft.Members(ctx, consensus.GroupID(meta.GroupNamespace))
-	if err != nil {
+	var m consensus.Members
+	if err := c.retry(ctx, func() (err error) {
+		m, err = c.raft.Members(ctx, consensus.GroupID(meta.GroupNamespace))
+		return err
+	}); err != nil {
 		return Removal{}, err
 	}
 	r.Voters = len(slices.DeleteFunc(disksOf(m.Voters), func(d meta.DiskID) bool { return d == h.Disk }))
@@ -168,20 +173,13 @@ func (c *Cluster) remove(ctx context.Context, d meta.DiskID) error {
 	return c.refresh()
 }
 
-// retry calls f again while what it asks for may come to be.
-func (c *Cluster) retry(ctx context.Context, f func() error) error {
-	for {
-		err := f()
-		if err == nil || !transient(err) || c.pause(ctx) != nil {
-			return err
-		}
-	}
-}
-
 // replaceVoter sees that a group has a voter, and a leader, other than the disk.
 func (c *Cluster) replaceVoter(ctx context.Context, g meta.GroupID, d meta.DiskID) error {
-	m, err := c.raft.Members(ctx, consensus.GroupID(g))
-	if err != nil {
+	var m consensus.Members
+	if err := c.retry(ctx, func() (err error) {
+		m, err = c.raft.Members(ctx, consensus.GroupID(g))
+		return err
+	}); err != nil {
 		return err
 	}
 	voters := disksOf(m.Voters)

@@ -212,7 +212,7 @@ func (c *Cluster) checkJoin(ctx context.Context, r quicnet.JoinRequest, a ask) (
 	disk, now := meta.DiskID(r.Disk.String()), time.Now().UnixMilli()
 	var tokens []meta.Token
 	v := &view{}
-	if err := c.Read(ctx, meta.GroupNamespace, func(s *meta.State) {
+	if err := c.readFirmly(ctx, joinPatience, meta.GroupNamespace, func(s *meta.State) {
 		tokens = s.Tokens()
 		v.read(s)
 		now = max(now, s.ClockMs())
@@ -252,7 +252,7 @@ func (v *view) told() known {
 	hosts := v.bySeniority()
 	slices.SortStableFunc(hosts, func(a, b meta.Host) int { return cmp.Compare(rank(v, a), rank(v, b)) })
 	for _, h := range hosts[:min(len(hosts), maxToldHosts)] {
-		k.Hosts = append(k.Hosts, knownHost{Disk: h.Disk, Name: h.Name, Site: h.Site, Boots: h.Boots, Addresses: h.Addresses})
+		k.Hosts = append(k.Hosts, knownOf(h))
 	}
 	return k
 }

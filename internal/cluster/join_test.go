@@ -199,7 +199,7 @@ func TestJoin_WithoutAMajorityIsTriedElsewhere(t *testing.T) {
 		// Nobody can use a token up without a majority, nor make one.
 		token = w.token(b, "d", 0)
 		w.wan.setCut(true, b, d)
-		_, err := c.c.NewToken(within(t, 20*time.Second), "d", 0)
+		_, err := c.c.NewToken(within(t, time.Minute), "d", 0)
 		wantErr(t, "a token without a majority", err, scstore.ErrNoMajority)
 		e := w.add()
 		wantErr(t, "a join without a majority", w.try(e, joining(token)), scstore.ErrBusy)

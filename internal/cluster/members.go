@@ -10,6 +10,7 @@ import (
 	"scstore"
 	"scstore/consensus"
 	"scstore/consensus/meta"
+	"scstore/propagate/quicnet"
 	"scstore/propagate/quicnet/authority"
 )
 
@@ -48,7 +49,7 @@ func (c *Cluster) tendSelf(ctx context.Context, registered *bool) error {
 	}
 	leader, ok := c.Leader(meta.GroupNamespace)
 	if !ok {
-		c.checkFenced()
+		c.checkFenced(ctx)
 		return nil
 	}
 	if !*registered {
@@ -91,7 +92,7 @@ func (c *Cluster) saveKnown() error {
 }
 
 func (h knownHost) equal(o knownHost) bool {
-	return h.Disk == o.Disk && h.Name == o.Name && h.Site == o.Site && h.Removed == o.Removed && h.Boots == o.Boots && slices.Equal(h.Addresses, o.Addresses)
+	return h.Disk == o.Disk && h.Name == o.Name && h.Site == o.Site && h.Joining == o.Joining && h.Removed == o.Removed && h.Boots == o.Boots && slices.Equal(h.Addresses, o.Addresses)
 }
 
 // register enters this start. One that is refused ends this host: another one runs with
@@ -106,8 +107,25 @@ func (c *Cluster) register(ctx context.Context) error {
 }
 
 // checkFenced ends a host that no majority answers because it was removed, or its disk
-// was started elsewhere: its peers say so.
-func (c *Cluster) checkFenced() {
+// was started elsewhere: its peers say so, and are asked, because a log that knows that
+// it was removed is silent.
+func (c *Cluster) checkFenced(ctx context.Context) {
+	var others []meta.Host
+	for _, h := range c.view.Load().bySeniority() {
+		if h.Disk != c.disk {
+			others = append(others, h)
+		}
+	}
+	if len(others) > 0 {
+		h := others[int(c.asked.Add(1))%len(others)]
+		ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+		defer cancel()
+		if disk, err := storeID(h.Disk); err == nil {
+			if _, err := c.net.Request(ctx, disk, quicnet.ClassRaft, KindHello, nil); err != nil {
+				c.log.Debug("no leader, and no answer", "host", h.Name, "err", err)
+			}
+		}
+	}
 	for _, p := range c.net.Status() {
 		if p.Links == 0 && errors.Is(p.LastErr, scstore.ErrFenced) {
 			err := fmt.Errorf("%s refuses this host: %w", c.nameOf(p.Disk), p.LastErr)

@@ -31,10 +31,17 @@ const (
 	tendPeriod   = 5 * time.Second        // between two looks at leaders and deadlines
 	retryPause   = 100 * time.Millisecond // before a command is proposed again
 	actTimeout   = 10 * time.Second       // of one act of a manager
+	helloTimeout = 3 * time.Second        // of a question that is no more than that
+	joinPatience = 5 * time.Second        // for a leader, before a host that asks to join is sent elsewhere
+	readPatience = 30 * time.Second       // for a leader, when a person asks
+	removeTime   = 3 * time.Minute        // of a removal
 )
 
-// KindLead asks a voter to have a disk lead a group.
-const KindLead quicnet.Kind = 8
+// The kinds of requests.
+const (
+	KindLead  quicnet.Kind = 8 // asks a voter to have a disk lead a group
+	KindHello quicnet.Kind = 9 // asks for nothing: whether one may ask
+)
 
 // The names in a store's folder.
 const (
@@ -51,7 +58,7 @@ type Options struct {
 	Host   string          // name; default what cluster.json says, or the machine's
 	Listen string          // UDP host:port between hosts; default what cluster.json says, or DefaultListen
 	Join   string          // a token's text; empty: begin a new cluster, or go on with the one in Dir
-	Conn   net.PacketConn  // what to send and receive on; nil: a socket on Listen
+	Conn   net.PacketConn  // what to send and receive on, closed by Close; nil: a socket on Listen
 
 	Logger     *slog.Logger // nil discards
 	Registerer prometheus.Registerer

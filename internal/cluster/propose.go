@@ -239,6 +239,23 @@ func (c *Cluster) Read(ctx context.Context, g meta.GroupID, f func(*meta.State))
 	return c.raft.Read(ctx, consensus.GroupID(g), f)
 }
 
+// readFirmly reads again while no leader answers, for a while. Errors: those of Read.
+func (c *Cluster) readFirmly(ctx context.Context, patience time.Duration, g meta.GroupID, f func(*meta.State)) error {
+	limited, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %v: %w", patience, scstore.ErrNoMajority))
+	defer cancel()
+	return c.retry(limited, func() error { return c.Read(limited, g, f) })
+}
+
+// retry calls f again while what it asks for may come to be. It returns f's error.
+func (c *Cluster) retry(ctx context.Context, f func() error) error {
+	for {
+		err := f()
+		if err == nil || !transient(err) || c.pause(ctx) != nil {
+			return err
+		}
+	}
+}
+
 // Watch begins to deliver a group's events from now on. Errors: ErrNotFound, ErrClosed.
 func (c *Cluster) Watch(g meta.GroupID) (*consensus.Watcher, error) {
 	return c.raft.Watch(consensus.GroupID(g))

@@ -28,8 +28,11 @@ func newView(k known) *view {
 	v := &view{applied: k.Applied, hosts: map[meta.DiskID]meta.Host{}}
 	for _, h := range k.Hosts {
 		state := meta.HostActive
-		if h.Removed {
+		switch {
+		case h.Removed:
 			state = meta.HostRemoved
+		case h.Joining:
+			state = meta.HostJoining
 		}
 		v.hosts[h.Disk] = meta.Host{Disk: h.Disk, Name: h.Name, Site: h.Site, State: state, Boots: h.Boots, Addresses: h.Addresses}
 	}
@@ -52,12 +55,18 @@ func (v *view) read(s *meta.State) {
 func (v *view) known() known {
 	k := known{Applied: v.applied}
 	for _, h := range v.hosts {
-		k.Hosts = append(k.Hosts, knownHost{
-			Disk: h.Disk, Name: h.Name, Site: h.Site, Removed: h.State == meta.HostRemoved, Boots: h.Boots, Addresses: h.Addresses,
-		})
+		k.Hosts = append(k.Hosts, knownOf(h))
 	}
 	slices.SortFunc(k.Hosts, func(a, b knownHost) int { return cmp.Compare(a.Disk, b.Disk) })
 	return k
+}
+
+// knownOf is what cluster.json is to hold of a host.
+func knownOf(h meta.Host) knownHost {
+	return knownHost{
+		Disk: h.Disk, Name: h.Name, Site: h.Site, Joining: h.State == meta.HostJoining, Removed: h.State == meta.HostRemoved,
+		Boots: h.Boots, Addresses: h.Addresses,
+	}
 }
 
 // replica returns a disk's replica id in a group, 0 without one.

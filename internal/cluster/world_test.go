@@ -268,7 +268,10 @@ func (w *world) failed(h *host) error {
 	select {
 	case <-h.c.Failed():
 	case <-time.After(2 * time.Minute):
-		w.t.Fatalf("%s goes on", h.name())
+		for _, p := range h.c.Status().Hosts {
+			w.t.Logf("%s: reachable %v, %v", p.Name, p.Reachable, p.LastErr)
+		}
+		w.t.Fatalf("%s goes on: %+v", h.name(), h.c.Status().Groups)
 	}
 	return h.c.Failure()
 }

@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"scstore"
@@ -10,52 +11,42 @@ import (
 	"scstore/internal/cluster"
 )
 
-// What removals leave behind goes after these times.
+// What removals and unfinished commands leave behind.
 const (
-	cleanEvery  = time.Minute      // between two looks
-	lookEvery   = 5 * time.Second  // at who has a majority
-	forgetSoon  = 3 * time.Second  // by the host that removed
-	forgetGrace = 10 * time.Minute // by the leader, if that host did not
-	orphanGrace = time.Hour        // for what never got its name
+	cleanEvery   = time.Minute      // between two looks
+	lookEvery    = 5 * time.Second  // at who has a majority
+	orphanGrace  = time.Hour        // for a record that has no name yet
+	clonesGrace  = 15 * time.Second // for the data of removed clones to go everywhere
+	clonesPeriod = 50 * time.Millisecond
 )
 
-// forgetLater drops a record's tombstone in a moment. If this host stops before, the
-// leader does it.
-func (c *clustered) forgetLater(g meta.GroupID, id scstore.VolumeID) {
-	c.background(func(ctx context.Context) {
-		timer := time.NewTimer(forgetSoon)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-			c.forget(ctx, g, id)
-		case <-ctx.Done():
-		}
-	})
-}
-
-// forget drops a tombstone.
-func (c *clustered) forget(ctx context.Context, g meta.GroupID, id scstore.VolumeID) {
-	_, err := c.propose(ctx, g, meta.Forget{ID: id})
-	if err != nil && !errors.Is(err, scstore.ErrNotFound) {
-		c.h.log.Debug("tombstone stays for now", "volume", id.String(), "err", err)
-	}
-}
-
-// forgetClones drops the tombstones of what was based on a record, so that it can be
-// removed.
-func (c *clustered) forgetClones(ctx context.Context, g meta.GroupID, id scstore.VolumeID) error {
-	var gone []scstore.VolumeID
-	err := c.view(g, func(s *meta.State) {
-		for _, r := range s.Tombstones() {
-			if r.Base == id {
-				gone = append(gone, r.ID)
+// awaitClones waits until what was based on a record and is removed is gone from all hosts
+// that had it, and so forgotten: before, the record can't be removed. Errors: ErrBusy.
+func (c *clustered) awaitClones(ctx context.Context, g meta.GroupID, id scstore.VolumeID) error {
+	again := time.NewTicker(clonesPeriod)
+	defer again.Stop()
+	for until := time.Now().Add(clonesGrace); ; {
+		left := 0
+		err := c.view(g, func(s *meta.State) {
+			for _, r := range s.Tombstones() {
+				if r.Base == id {
+					left++
+				}
 			}
+		})
+		switch {
+		case err != nil || left == 0:
+			return err
+		case time.Now().After(until):
+			return scstore.Hint(fmt.Errorf("the data of %d removed clones are not gone yet: %w", left, scstore.ErrBusy),
+				"see that every host that held them runs (scstore host ls), and try again")
 		}
-	})
-	for _, clone := range gone {
-		c.forget(ctx, g, clone)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	return err
 }
 
 // background runs f until the host closes.
@@ -73,7 +64,6 @@ func (c *clustered) clean(ctx context.Context) {
 	again, look := time.NewTicker(cleanEvery), time.NewTicker(lookEvery)
 	defer again.Stop()
 	defer look.Stop()
-	seen := map[meta.GroupID]sightings{}
 	for {
 		select {
 		case <-look.C:
@@ -87,44 +77,29 @@ func (c *clustered) clean(ctx context.Context) {
 			if leader, ok := c.log.Leader(g); !ok || leader != c.h.disk() {
 				continue
 			}
-			var err error
-			if seen[g], err = c.cleanGroup(ctx, g, time.Now(), seen[g]); err != nil && ctx.Err() == nil {
+			if err := c.removeNameless(ctx, g, time.Now()); err != nil && ctx.Err() == nil {
 				c.h.log.Debug("group not cleaned", "group", uint64(g), "err", err)
 			}
 		}
 	}
 }
 
-// sightings is when each tombstone of a group was first looked at.
-type sightings map[scstore.VolumeID]time.Time
-
-// cleanGroup forgets the tombstones that are old and removes the records that have had no
-// name for long. It returns what to call it with next.
-func (c *clustered) cleanGroup(ctx context.Context, g meta.GroupID, now time.Time, seen sightings) (sightings, error) {
-	var tombstones, records []meta.Record
-	err := c.view(g, func(s *meta.State) { tombstones, records = s.Tombstones(), s.Records() })
-	if err != nil {
-		return seen, err
-	}
-	next := sightings{}
-	for _, r := range tombstones {
-		first, known := seen[r.ID]
-		if !known {
-			first = now
-		}
-		next[r.ID] = first
-		if now.Sub(first) >= forgetGrace {
-			c.forget(ctx, g, r.ID)
-		}
-	}
-	return next, c.removeNameless(ctx, g, now, records)
-}
-
 // removeNameless removes the records that have had no name for long.
-func (c *clustered) removeNameless(ctx context.Context, g meta.GroupID, now time.Time, records []meta.Record) error {
+func (c *clustered) removeNameless(ctx context.Context, g meta.GroupID, now time.Time) error {
+	var old []meta.Record
+	err := c.view(g, func(s *meta.State) {
+		for _, r := range s.Records() {
+			if r.Life == meta.Live && r.Kind != meta.KindBranch && now.Sub(time.UnixMilli(r.CreatedAtMs)) >= orphanGrace {
+				old = append(old, r)
+			}
+		}
+	})
+	if err != nil || len(old) == 0 {
+		return err
+	}
 	// A name that was there when the record was is seen by this read.
 	named := map[scstore.VolumeID]bool{}
-	err := c.log.Read(ctx, meta.GroupNamespace, func(s *meta.State) {
+	err = c.log.Read(ctx, meta.GroupNamespace, func(s *meta.State) {
 		for _, e := range s.Entries("") {
 			named[e.ID] = true
 		}
@@ -132,8 +107,8 @@ func (c *clustered) removeNameless(ctx context.Context, g meta.GroupID, now time
 	if err != nil {
 		return err
 	}
-	for _, r := range records {
-		if r.Life != meta.Live || r.Kind == meta.KindBranch || named[r.ID] || now.Sub(time.UnixMilli(r.CreatedAtMs)) < orphanGrace {
+	for _, r := range old {
+		if named[r.ID] {
 			continue
 		}
 		c.h.log.Info("removing what an unfinished command left", "volume", r.ID.String(), "group", uint64(g))

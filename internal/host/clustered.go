@@ -22,6 +22,12 @@ const replicasName = "replicas"
 // a majority it serves what it knew.
 const catchUp = 3 * time.Second
 
+// Leaders change: a call that meets none tries again for a while.
+const (
+	patience       = 10 * time.Second
+	patiencePeriod = 100 * time.Millisecond
+)
+
 // clustered is a host of a cluster: names are in the namespace's group, records in those
 // of the volumes, and this host has replicas of some.
 type clustered struct {
@@ -103,9 +109,6 @@ func (h *Host) openCluster(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.sweepTables(); err != nil {
-		return err
-	}
 	log.Net().Handle(KindForward, c.serveForward)
 	if err := log.Start(ctx); err != nil {
 		return err
@@ -119,21 +122,12 @@ func (h *Host) openCluster(ctx context.Context) error {
 	return nil
 }
 
-// sweepTables deletes the tables of imports that were cut off: no replica knows them.
-func (c *clustered) sweepTables() error {
-	known := map[scstore.VolumeID]bool{}
-	for _, id := range c.replicas.IDs() {
-		known[id] = true
-	}
-	return c.h.deleteTables(c.h.blocks.Tables(), known)
-}
-
 // catchUp waits until this host has applied what the cluster has decided so far.
 func (c *clustered) catchUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, catchUp)
 	defer cancel()
 	for _, g := range append([]meta.GroupID{meta.GroupNamespace}, cluster.VolumeGroupIDs()...) {
-		if err := c.log.Read(ctx, g, func(*meta.State) {}); err != nil {
+		if err := patiently(ctx, func() error { return c.log.Read(ctx, g, func(*meta.State) {}) }); err != nil {
 			c.h.log.Warn("serving what was known at the last stop", "group", uint64(g), "err", err)
 		}
 	}
@@ -208,9 +202,39 @@ func (c *clustered) entries() ([]entry, error) {
 // view calls f with a group's state as this host has applied it.
 func (c *clustered) view(g meta.GroupID, f func(*meta.State)) error { return c.log.View(g, f) }
 
-// propose decides an operation.
-func (c *clustered) propose(ctx context.Context, g meta.GroupID, op meta.Op) (meta.Result, error) {
-	return c.log.Propose(ctx, g, op)
+// propose decides an operation. While a group has no leader for a moment it tries again.
+func (c *clustered) propose(ctx context.Context, g meta.GroupID, op meta.Op) (result meta.Result, err error) {
+	decided := false
+	again := patiently(ctx, func() error {
+		result, err = c.log.Propose(ctx, g, op)
+		if decided = result.Code != 0; decided {
+			return nil
+		}
+		return err
+	})
+	if decided {
+		return result, err
+	}
+	return result, again
+}
+
+// patiently calls f until it succeeds, or fails with what will not be gone in a moment, or
+// patience ends.
+func patiently(ctx context.Context, f func() error) error {
+	again := time.NewTicker(patiencePeriod)
+	defer again.Stop()
+	for until := time.Now().Add(patience); ; {
+		err := f()
+		passes := errors.Is(err, scstore.ErrNoMajority) || errors.Is(err, scstore.ErrBusy) || errors.Is(err, scstore.ErrUnreachable)
+		if !passes || time.Now().After(until) {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // hosts returns the hosts of the cluster, by disk.

@@ -37,21 +37,26 @@ func (h *Host) BeginImport(_ context.Context, name string, sizeBytes int64) (api
 		return nil, fmt.Errorf("import %q: %w", name, err)
 	}
 	id := newID()
-	t, err := h.blocks.Create(block.CreateOptions{ID: id, SizeBytes: sizeBytes})
+	g, err := h.volumes.reserve(id, sizeBytes)
 	if err != nil {
 		return nil, fmt.Errorf("import %q: %w", name, err)
 	}
+	t, err := h.blocks.Create(block.CreateOptions{ID: id, SizeBytes: sizeBytes})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("import %q: %w", name, err), h.volumes.abandon(id))
+	}
 	v, err := volume.Open(volume.Options{ID: id, Table: table{t}, Fence: importFence})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("import %q: %w", name, err), h.blocks.Delete(id))
+		return nil, errors.Join(fmt.Errorf("import %q: %w", name, err), h.volumes.abandon(id))
 	}
-	return &importing{h: h, name: name, t: t, v: v}, nil
+	return &importing{h: h, name: name, group: g, t: t, v: v}, nil
 }
 
 // importing is an image that is being filled.
 type importing struct {
 	h           *Host
 	name        string
+	group       meta.GroupID
 	t           *block.Table
 	v           *volume.Volume
 	unpublished int
@@ -92,7 +97,7 @@ func (i *importing) Commit(ctx context.Context) (api.Volume, error) {
 	if err != nil {
 		return api.Volume{}, fmt.Errorf("import %q: %w", i.name, err)
 	}
-	err = i.h.volumes.adopt(ctx, i.name, i.t, meta.CreateImage{
+	err = i.h.volumes.adopt(ctx, i.name, i.group, i.t, meta.CreateImage{
 		ID: m.Volume, SizeBytes: m.SizeBytes, Position: m.Position, Digest: m.Root, CreatedAtMs: time.Now().UnixMilli(),
 	})
 	if err != nil {
@@ -111,11 +116,7 @@ func (i *importing) Abort() error {
 		return nil
 	}
 	i.ended = true
-	err := i.h.blocks.Delete(i.t.ID())
-	if errors.Is(err, scstore.ErrNotFound) {
-		err = nil // it had a record, and went with that
-	}
-	return errors.Join(i.v.Close(), err)
+	return errors.Join(i.v.Close(), i.h.volumes.abandon(i.t.ID()))
 }
 
 // OpenSource opens a view of one moment: what is written to a volume from now on

@@ -17,6 +17,8 @@ import (
 const (
 	skewLimit = 2 * time.Second // that a host's clock may be ahead or behind
 	lagLimit  = time.Minute     // that a placed volume's newest bytes may be at one host alone
+	// lookBudget is how long the volumes of this host are looked at for one answer.
+	lookBudget = 200 * time.Millisecond
 )
 
 // losses remembers since when groups have had no majority in this host's eyes.
@@ -194,13 +196,15 @@ func hostProblems(st cluster.Status) (list []string) {
 }
 
 func (c *clustered) volumeProblems(all []entry) (list []string) {
+	budget := time.Now().Add(lookBudget)
 	for _, e := range all {
 		switch {
 		case e.Phase == meta.PhaseRevoked:
 			list = append(list, fmt.Sprintf("volume %s is written by no host: a promote was begun and not ended", e.Name))
 		case e.Phase == meta.PhaseTethered && e.Holder != c.h.disk():
 			list = append(list, fmt.Sprintf("volume %s hangs on another host: not all of it is at host %s yet", e.Name, c.hostName(e.Holder)))
-		case e.Kind == meta.KindVolume && e.Holder == c.h.disk():
+		case e.Kind != meta.KindVolume || e.Holder != c.h.disk() || time.Now().After(budget):
+		case e.Phase == meta.PhaseTethered || c.placedElsewhere(e):
 			list = append(list, c.ownProblems(e)...)
 		}
 	}
@@ -209,12 +213,14 @@ func (c *clustered) volumeProblems(all []entry) (list []string) {
 
 // ownProblems looks at a volume that this host writes.
 func (c *clustered) ownProblems(e entry) []string {
-	i := c.replicas.Info(e.ID)
+	own, err := c.own(e)
 	switch {
-	case i.MissingBytes > 0:
-		return []string{fmt.Sprintf("volume %s hangs on host %s: %d bytes are not here yet", e.Name, c.hostName(i.Source), i.MissingBytes)}
-	case i.OnlyFor > lagLimit && c.placedElsewhere(e):
-		return []string{fmt.Sprintf("what was written to volume %s in the last %s is at this host alone", e.Name, i.OnlyFor.Round(time.Second))}
+	case err != nil:
+		return []string{fmt.Sprintf("volume %s: %v", e.Name, err)}
+	case own.missing > 0:
+		return []string{fmt.Sprintf("volume %s hangs on host %s: %d bytes are not here yet", e.Name, own.source, own.missing)}
+	case own.age > lagLimit:
+		return []string{fmt.Sprintf("what was written to volume %s in the last %s is at this host alone", e.Name, own.age.Round(time.Second))}
 	}
 	return nil
 }

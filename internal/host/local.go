@@ -88,8 +88,19 @@ func (l *local) create(ctx context.Context, name string, base place, op meta.Cre
 	return errors.Join(err, l.h.blocks.Delete(op.ID))
 }
 
+// reserve needs no note: the next start deletes a table without a name (I2).
+func (l *local) reserve(scstore.VolumeID, int64) (meta.GroupID, error) { return meta.GroupAll, nil }
+
+// abandon deletes the table of an image, if it was made.
+func (l *local) abandon(id scstore.VolumeID) error {
+	if err := l.h.blocks.Delete(id); err != nil && !errors.Is(err, scstore.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
 // adopt freezes an image and names it.
-func (l *local) adopt(ctx context.Context, name string, t *block.Table, op meta.CreateImage) error {
+func (l *local) adopt(ctx context.Context, name string, _ meta.GroupID, t *block.Table, op meta.CreateImage) error {
 	op.Name = name
 	if err := t.Freeze(); err != nil {
 		return err

@@ -20,19 +20,37 @@ func (c *clustered) create(ctx context.Context, name string, base place, op meta
 	if op.Base.IsZero() {
 		g = c.log.PickGroup()
 	}
-	if err := c.replicas.Create(ctx, g, op); err != nil {
+	// An attempt that failed leaves nothing, or a record that goes: the next has its own.
+	if err := patiently(ctx, func() error {
+		op.ID = newID()
+		return c.replicas.Create(ctx, g, op)
+	}); err != nil {
 		return err
 	}
 	return c.link(ctx, name, op.ID, g)
 }
 
+// reserve notes that an image is being made here: a crash leaves nothing of it.
+func (c *clustered) reserve(id scstore.VolumeID, sizeBytes int64) (meta.GroupID, error) {
+	g := c.log.PickGroup()
+	return g, c.replicas.Reserve(g, id, sizeBytes)
+}
+
+// abandon removes what was made of an image. One that has a record by now, or had one,
+// goes with that.
+func (c *clustered) abandon(id scstore.VolumeID) error {
+	if err := c.replicas.Abandon(id); err != nil && !errors.Is(err, scstore.ErrInvalid) {
+		return err
+	}
+	return nil
+}
+
 // adopt records an image that was imported here, then names it.
-func (c *clustered) adopt(ctx context.Context, name string, _ *block.Table, op meta.CreateImage) error {
+func (c *clustered) adopt(ctx context.Context, name string, g meta.GroupID, _ *block.Table, op meta.CreateImage) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	g := c.log.PickGroup()
-	if err := c.replicas.Adopt(ctx, g, op); err != nil {
+	if err := c.replicas.Adopt(ctx, op, g); err != nil {
 		return err
 	}
 	return c.link(ctx, name, op.ID, g)
@@ -54,15 +72,13 @@ func (c *clustered) link(ctx context.Context, name string, id scstore.VolumeID, 
 // remove takes the name, then the record; every host drops its data once it has applied
 // that. A record that is refused to go gets its name back.
 func (c *clustered) remove(ctx context.Context, p place, s *slot) error {
-	err := c.forgetClones(ctx, p.group, p.key().id)
+	err := c.awaitClones(ctx, p.group, p.key().id)
 	switch {
 	case err != nil:
 	case p.snap != nil:
 		_, err = c.propose(ctx, p.group, meta.DeleteSnapshot{ID: p.ID, Name: p.snap.Name})
 	case p.branch != nil:
-		if _, err = c.propose(ctx, p.group, meta.Remove{ID: p.branch.ID}); err == nil {
-			c.forgetLater(p.group, p.branch.ID)
-		}
+		_, err = c.propose(ctx, p.group, meta.Remove{ID: p.branch.ID})
 	default:
 		err = c.unlink(ctx, p)
 	}
@@ -85,7 +101,6 @@ func (c *clustered) unlink(ctx context.Context, p place) error {
 	_, err := c.propose(ctx, p.group, meta.Remove{ID: p.ID})
 	switch {
 	case err == nil, errors.Is(err, scstore.ErrNotFound):
-		c.forgetLater(p.group, p.ID)
 		return nil
 	case errors.Is(err, scstore.ErrIndeterminate):
 		return err
@@ -127,7 +142,14 @@ func (c *clustered) device(ctx context.Context, p place) (replica.Device, error)
 		return c.replicas.Open(ctx, p.ID)
 	}
 	id, at := p.baseOf()
-	return c.replicas.OpenAt(ctx, id, at)
+	d, err := c.replicas.OpenAt(ctx, id, at)
+	if errors.Is(err, scstore.ErrNotFound) { // its name says that it is somewhere
+		err = fmt.Errorf("%s %q is not at this host: %w", p.kind(), p.name(), scstore.ErrAbsent)
+	}
+	if errors.Is(err, scstore.ErrAbsent) {
+		return nil, scstore.Hint(err, "use it at a host that has it (scstore volume info %s), or place it at this site: scstore placement set %s --replicas SITE,...", p.Name, p.Name)
+	}
+	return d, err
 }
 
 // source opens a view of one moment: of a volume that this host writes as it is now, of

@@ -21,9 +21,14 @@ type opener interface {
 	exclude() (end func())
 	// create makes a volume with its name, durably. Precondition: exclude.
 	create(ctx context.Context, name string, base place, op meta.CreateVolume) error
+	// reserve notes that a table for an image is about to be made, and says which group
+	// its record will be in. adopt or abandon follows.
+	reserve(id scstore.VolumeID, sizeBytes int64) (meta.GroupID, error)
 	// adopt names an image whose table is complete and sealed, durably, unless ctx has
 	// ended: a client that is gone does not learn that the image exists.
-	adopt(ctx context.Context, name string, t *block.Table, op meta.CreateImage) error
+	adopt(ctx context.Context, name string, g meta.GroupID, t *block.Table, op meta.CreateImage) error
+	// abandon removes the table of an image that was not adopted.
+	abandon(id scstore.VolumeID) error
 	// open opens what a name means for one use.
 	open(ctx context.Context, p place, conn bool) (*use, error)
 	// source opens a view of one moment, which keeps the use.

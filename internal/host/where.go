@@ -169,12 +169,11 @@ type ownerFacts struct {
 // alone returns what the owner alone knows. With ask another host is asked.
 func (c *clustered) alone(ctx context.Context, e entry, owner meta.DiskID, ask bool) (ownerFacts, error) {
 	switch {
-	case owner == "":
+	case owner == "" || !ask:
 		return ownerFacts{}, nil
 	case owner == c.h.disk():
-		i := c.replicas.Info(e.ID)
-		return ownerFacts{bytes: i.OnlyBytes, age: i.OnlyFor, missing: i.MissingBytes, source: c.hostName(i.Source), eta: i.ETA}, nil
-	case !ask || ctx.Value(forwardedKey{}) != nil:
+		return c.own(e)
+	case ctx.Value(forwardedKey{}) != nil:
 		return ownerFacts{}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -190,6 +189,19 @@ func (c *clustered) alone(ctx context.Context, e entry, owner meta.DiskID, ask b
 	out := ownerFacts{bytes: w.OnlyBytes, age: time.Duration(w.OnlyForMs) * time.Millisecond}
 	if w.Tether != nil {
 		out.missing, out.source, out.eta = w.Tether.MissingBytes, w.Tether.Source, time.Duration(w.Tether.EtaMs)*time.Millisecond
+	}
+	return out, nil
+}
+
+// own returns what this host alone knows of a volume that it writes.
+func (c *clustered) own(e entry) (ownerFacts, error) {
+	i, err := c.replicas.Info(e.ID)
+	if err != nil {
+		return ownerFacts{}, err
+	}
+	out := ownerFacts{bytes: i.OnlyBytes, age: i.OnlyFor}
+	if t := i.Tether; t != nil {
+		out.missing, out.source, out.eta = t.MissingBytes, c.hostName(t.Source), t.ETA
 	}
 	return out, nil
 }

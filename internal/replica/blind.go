@@ -66,7 +66,7 @@ func (r *Replica) learn(ctx context.Context, g meta.GroupID, fence scstore.Fence
 				r.set.log.Warn("the map of a volume did not come", "volume", r.id, "position", start.String(), "from", disk, "err", err)
 			}
 		}
-		wait(ctx, learnInterval, func() bool { return false })
+		pause(ctx, learnInterval)
 	}
 }
 

@@ -153,12 +153,16 @@ type forks struct {
 	rec      meta.Record
 	list     []meta.Fork
 	history  []meta.Point
+	roots    []scstore.Position
 	branches []scstore.VolumeID
 }
 
 func forksIn(st *meta.State, id scstore.VolumeID) (f forks) {
 	f.rec, _ = st.Get(id)
 	f.list, f.history = st.Forks(id), st.History(id)
+	for _, o := range st.Roots(id) {
+		f.roots = append(f.roots, o.Position)
+	}
 	for _, b := range st.Branches(id) {
 		f.branches = append(f.branches, b.ID)
 	}
@@ -374,14 +378,15 @@ func (r *Replica) dropBranch(l Leftover) error {
 func (r *Replica) forgetLeft(l Leftover, f forks) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	rest := slices.DeleteFunc(slices.Clone(r.facts.Left), func(o Leftover) bool { return o == l })
-	if len(rest) == 0 && r.facts.Fence == 0 && r.table != nil {
-		if err := r.rewind(f.history); err != nil {
+	left := r.facts.Left
+	r.facts.Left = slices.DeleteFunc(slices.Clone(left), func(o Leftover) bool { return o == l })
+	if len(r.facts.Left) == 0 && r.facts.Fence == 0 && r.table != nil {
+		if err := r.rewind(f); err != nil {
+			r.facts.Left = left
 			return err
 		}
 	}
-	r.facts.Left = rest
-	r.moving.reports = len(rest) > 0
+	r.moving.reports = len(r.facts.Left) > 0
 	r.ring()
 	if err := r.save(); err != nil {
 		return err
@@ -390,28 +395,23 @@ func (r *Replica) forgetLeft(l Leftover, f forks) error {
 	return nil
 }
 
-// rewind makes the newest mark of the history the table's head. Precondition: mu is held.
-func (r *Replica) rewind(history []meta.Point) error {
+// rewind makes the newest mark of the history the table's head. What was left out stays
+// where something still shows it. Precondition: mu is held.
+func (r *Replica) rewind(f forks) error {
+	r.facts.Holds = slices.DeleteFunc(r.facts.Holds, func(at scstore.Position) bool {
+		return !inHistory(f.history, at) && !slices.Contains(f.roots, at)
+	})
 	for _, at := range slices.Backward(r.marks()) {
-		if !inHistory(history, at) {
+		if !inHistory(f.history, at) {
 			continue
 		}
-		if err := r.table.Rollback(sealedTag(at)); err != nil {
+		if err := r.settle(at); err != nil {
 			return err
 		}
-		r.facts.Jump = nil
-		r.facts.Holds = slices.DeleteFunc(r.facts.Holds, func(p scstore.Position) bool { return !r.table.Marked(sealedTag(p)) })
 		if !r.facts.holds(at) {
 			r.facts.Partial = at
-		} else {
-			r.facts.Partial = scstore.Position{}
 		}
 		return nil
 	}
-	if err := r.set.o.Blocks.Delete(r.id); err != nil && !errors.Is(err, scstore.ErrNotFound) {
-		return err
-	}
-	r.table = nil
-	r.facts.Jump, r.facts.Partial, r.facts.Holds = nil, scstore.Position{}, nil
-	return nil
+	return r.dropTable()
 }

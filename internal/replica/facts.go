@@ -77,7 +77,7 @@ type Draining struct {
 type Leftover struct {
 	Fence  scstore.Fence    `json:"fence"`
 	Head   scstore.Position `json:"head"`
-	Branch scstore.VolumeID `json:"branch"` // drawn for it, once
+	Branch scstore.VolumeID `json:"branch"` // that it becomes
 }
 
 // holds reports whether the position is complete here.

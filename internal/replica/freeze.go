@@ -50,14 +50,15 @@ func (s *source) drain() []handoff.Action {
 	defer cancel()
 	for _, r := range s.volumes {
 		r.mu.Lock()
-		gate := r.gate
+		gate, device := r.gate, r.device
 		r.mu.Unlock()
-		if gate == nil {
-			continue
+		if device == nil {
+			return s.failed(fmt.Errorf("volume %s is not written here any more: %w", r.id, scstore.ErrFenced))
 		}
 		if err := gate.Pause(ctx); err != nil {
 			return s.failed(fmt.Errorf("volume %s: requests do not end: %v: %w", r.id, err, scstore.ErrBusy))
 		}
+		device.bind(nil) // whoever does not wait at the gate is refused
 	}
 	s.frozen = s.set.now()
 	return s.core.Drained(s.frozen)
@@ -79,16 +80,21 @@ func (s *source) sealFinal() []handoff.Action {
 			return s.failed(err)
 		}
 		v := releaseVolume{ID: r.id, Fence: s.fences[i], Final: final, From: ready[i]}
-		if ready[i] != final.Position {
-			if v.Changed, err = r.changed(ctx, ready[i], final.Position); err != nil {
-				return s.failed(err)
-			}
-		}
+		v.Final.Complete = false
 		r.mu.Lock()
 		v.SizeBytes = r.size()
 		r.mu.Unlock()
-		v.Changed = coarsen(v.Changed, uint64(v.SizeBytes)/scstore.BlockSize, MaxReleaseExtents/len(s.volumes))
-		v.Final.Complete = false
+		blocks := uint64(v.SizeBytes) / scstore.BlockSize
+		if ready[i] != final.Position {
+			v.Changed, err = r.changed(ctx, ready[i], final.Position)
+			if errors.Is(err, scstore.ErrNotFound) { // of another host, and not known here any more
+				v.Changed, err = []scstore.Extent{{Count: blocks}}, nil
+			}
+			if err != nil {
+				return s.failed(err)
+			}
+		}
+		v.Changed = coarsen(v.Changed, blocks, MaxReleaseExtents/len(s.volumes))
 		m.Volumes = append(m.Volumes, v)
 		finals = append(finals, final)
 	}
@@ -166,6 +172,7 @@ func (s *source) resume() {
 			return errors.Join(err, r.serve())
 		default:
 			r.seals = true
+			r.device.bind(r.v)
 			r.gate.Resume()
 		}
 		return err

@@ -417,7 +417,7 @@ func (s *Set) newMove(r *Replica, to meta.DiskID) (*source, error) {
 // waitThere waits until the target has all data up to what is sealed now: the rest is
 // what the guest writes from here on.
 func (s *Set) waitThere(ctx context.Context, r *Replica, to meta.DiskID) error {
-	if err := s.placed(r, to); err != nil {
+	if err := s.brought(r, to); err != nil {
 		return err
 	}
 	if _, _, err := r.seal(ctx); err != nil {
@@ -443,9 +443,9 @@ func (s *Set) waitThere(ctx context.Context, r *Replica, to meta.DiskID) error {
 	return nil
 }
 
-// placed reports whether the placement brings a volume to a host by itself. Errors:
+// brought reports whether the placement brings a volume to a host by itself. Errors:
 // ErrInvalid.
-func (s *Set) placed(r *Replica, to meta.DiskID) error {
+func (s *Set) brought(r *Replica, to meta.DiskID) error {
 	var site meta.SiteID
 	if err := s.o.Log.View(meta.GroupNamespace, func(st *meta.State) {
 		if h, ok := st.Host(to); ok {

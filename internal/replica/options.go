@@ -7,7 +7,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"scstore"
 	"scstore/consensus"
 	"scstore/consensus/meta"
 	"scstore/fs/block"

@@ -217,7 +217,7 @@ func (p *promotion) propose(ctx context.Context, op meta.Op) error {
 		if !again || ctx.Err() != nil {
 			return err
 		}
-		wait(ctx, proposeInterval, func() bool { return false })
+		pause(ctx, proposeInterval)
 	}
 }
 
@@ -433,13 +433,13 @@ func (s *Set) holds(ctx context.Context, q holdsAsk) (holdsMsg, error) {
 
 // refuse raises the floor, durably. Precondition: mu is held.
 func (r *Replica) refuse(g meta.GroupID, f scstore.Fence) error {
+	r.group = g
+	if r.facts.Floor >= f && !r.unsaved && r.table != nil {
+		return nil
+	}
 	if r.v != nil {
 		r.v.Revoke(f + 1)
 	}
-	if r.facts.Floor >= f && !r.unsaved {
-		return nil
-	}
-	r.group = g
 	r.facts.Floor = max(r.facts.Floor, f)
 	return r.save()
 }

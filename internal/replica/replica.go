@@ -44,6 +44,7 @@ type Replica struct {
 	seals   bool               // epochs are sealed by time
 	sealed  time.Duration      // when the last one was
 	stamps  []stamp            // of the last epochs that were sealed here
+	exposed time.Duration      // since when there are writes that are known to be here alone, now(); 0: none
 	readers map[*device]func() // open for reading, with what ends them
 
 	source *source // a hand-off from here
@@ -178,7 +179,7 @@ func (r *Replica) adopt(fence scstore.Fence, start scstore.Position) error {
 	}
 	old := r.facts
 	r.facts.Fence, r.facts.Head, r.facts.Pending, r.facts.Draining = fence, start, nil, nil
-	r.facts.Creating = false
+	r.facts.Jump, r.facts.Creating = nil, false
 	if start != (scstore.Position{}) && !r.facts.holds(start) {
 		r.facts.Partial = start
 	}
@@ -278,6 +279,7 @@ func (r *Replica) dropDevice(cause error) {
 	if r.device == nil {
 		return
 	}
+	r.device.ended.Store(&cause)
 	r.revoke(cause)
 	r.device.bind(nil)
 	r.device = nil
@@ -292,8 +294,10 @@ func (r *Replica) endTenure(cause error) {
 		_ = r.v.Close()
 		r.v = nil
 	}
-	if r.facts.Fence != 0 {
-		r.facts.Jump = &JumpFacts{From: r.facts.Head}
+	if r.facts.Fence != 0 && r.table != nil {
+		if dirty, err := r.written(r.facts.Head); dirty || err != nil {
+			r.facts.Jump = &JumpFacts{From: r.facts.Head}
+		}
 	}
 	r.facts.Fence, r.facts.Pending, r.facts.Draining = 0, nil, nil
 	r.seals = false

@@ -27,7 +27,6 @@ type source struct {
 	volumes []*Replica // by rising id
 	rtt     time.Duration
 	core    *handoff.Source // the loop's alone
-	phase   atomic.Uint32   // the core's
 
 	// The loop's; what is written before begin, all may read.
 	fences  []scstore.Fence // of the volumes, under which the hand-off is
@@ -73,7 +72,6 @@ func (s *Set) newSource(id meta.HandOffID, g meta.GroupID, to meta.DiskID, volum
 // begin starts the loop. It reports false if the Set is closing.
 func (s *source) begin(core *handoff.Source, todo []handoff.Action) bool {
 	s.core = core
-	s.phase.Store(uint32(core.Phase()))
 	m := &s.set.moves
 	m.mu.Lock()
 	m.sources[s.id] = s
@@ -101,13 +99,6 @@ func (s *source) named(id scstore.VolumeID) (list []scstore.Position) {
 		}
 	}
 	return list
-}
-
-// acknowledges reports whether requests of clients may be answered, as the core says.
-// Those that were not read before the freeze wait at the gate.
-func (s *source) acknowledges() bool {
-	p := handoff.Phase(s.phase.Load())
-	return p <= handoff.Draining || p == handoff.Kept || p == handoff.Aborted
 }
 
 // patience is how long one proposal is waited for: then another is made.
@@ -186,11 +177,9 @@ func (s *source) run(ctx context.Context, todo []handoff.Action) {
 	for {
 		for len(todo) > 0 && ctx.Err() == nil {
 			action := todo[0]
-			s.phase.Store(uint32(s.core.Phase()))
-			s.set.log.Debug("hand-off", "hand_off", s.id.String(), "action", action.String())
+			s.set.log.Debug("hand-off", "hand_off", s.id, "action", action.String())
 			todo = append(todo[1:], s.do(action)...)
 		}
-		s.phase.Store(uint32(s.core.Phase()))
 		if s.core.Ended() || ctx.Err() != nil {
 			return
 		}
@@ -418,7 +407,9 @@ func (s *source) end() {
 	}
 	s.stop(errors.New("the hand-off has ended"))
 	close(s.done)
-	s.set.wakeUp()
+	if s.set.moves.ctx.Err() == nil {
+		s.set.review(s.group, s.ids()) // what was left to it
+	}
 }
 
 // result waits for the end.

@@ -397,6 +397,10 @@ func (r *Replica) land(v releaseVolume, at scstore.Position) error {
 	case at != (scstore.Position{}) && !r.table.Marked(sealedTag(at)):
 		return fmt.Errorf("the map of %s is gone: %w", at, scstore.ErrNotFound)
 	}
+	r.facts.Jump = &JumpFacts{From: at, To: final, Map: true} // what a crash leaves of it has to go
+	if err := r.save(); err != nil {
+		return err
+	}
 	if err := r.table.MarkRemote(v.Changed, sealedTag(final)); err != nil {
 		return err
 	}
@@ -514,15 +518,16 @@ func (r *Replica) takeBack() error {
 		return nil
 	}
 	for _, at := range slices.Backward(r.marks()) {
-		if !r.facts.holds(at) {
-			continue
+		if r.facts.holds(at) {
+			return r.settle(at)
 		}
-		if err := r.table.Rollback(sealedTag(at)); err != nil {
-			return err
-		}
-		r.facts.Jump, r.facts.Partial = nil, scstore.Position{}
-		return r.save()
 	}
+	return r.dropTable()
+}
+
+// dropTable removes what is here of a volume, none of which is complete. Precondition: mu
+// is held.
+func (r *Replica) dropTable() error {
 	if err := r.set.o.Blocks.Delete(r.id); err != nil && !errors.Is(err, scstore.ErrNotFound) {
 		return err
 	}
@@ -552,5 +557,12 @@ func (t *target) end(err error) {
 	t.mu.Unlock()
 	t.stop(errors.New("the hand-off has ended"))
 	close(t.done)
-	t.set.wakeUp()
+	if m.ctx.Err() != nil {
+		return
+	}
+	var ids []scstore.VolumeID
+	for _, v := range t.volumes {
+		ids = append(ids, v.ID)
+	}
+	t.set.review(t.group, ids) // what was left to it
 }

@@ -1,0 +1,216 @@
+package replica
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"scstore"
+	"scstore/fs/block"
+	"scstore/propagate/quicnet"
+)
+
+const (
+	fillWindow = 64 << 20 / scstore.BlockSize // how much is looked at at a time
+	fillRetry  = 2 * time.Second              // after nobody had what is missing
+)
+
+// fill brings what a copy lacks, in the background: the end of a tether. Guarded by
+// Replica.mu.
+type fill struct {
+	begun   time.Duration
+	missing uint64 // blocks, at most, when it began
+	filled  uint64
+}
+
+// fillDue reports whether there is something to be brought. mu is held.
+func (r *Replica) fillDue() bool {
+	return r.facts.Partial != (scstore.Position{}) && r.table != nil && r.fill == nil && r.jump == nil && r.set.now() >= r.retryAt
+}
+
+// startFill brings what is missing, in the background.
+func (s *Set) startFill(r *Replica) {
+	s.take(s.fillers, func(ctx context.Context) {
+		r.mu.Lock()
+		if !r.fillDue() {
+			r.mu.Unlock()
+			return
+		}
+		t, at := r.table, r.facts.Partial
+		r.fill = &fill{begun: s.now(), missing: t.RemoteBlocks()}
+		r.mu.Unlock()
+		err := s.fillAll(ctx, r, t, at)
+		r.mu.Lock()
+		r.fill = nil
+		if err == nil {
+			err = r.filled(t, at)
+		}
+		if err != nil && ctx.Err() == nil {
+			r.failures++
+			r.retryAt = s.now() + fillRetry
+			s.log.Warn("what is missing of a volume did not come", "volume", r.id, "position", at.String(), "err", err)
+		}
+		r.mu.Unlock()
+		s.wakeUp()
+	})
+}
+
+// fillAll goes through the table once.
+func (s *Set) fillAll(ctx context.Context, r *Replica, t *block.Table, at scstore.Position) error {
+	blocks := uint64(t.SizeBytes()) / scstore.BlockSize
+	for first := uint64(0); first < blocks && t.RemoteBlocks() > 0; first += fillWindow {
+		spans, lacking, err := spansLacking(t, at, scstore.Extent{First: scstore.BlockIndex(first), Count: min(fillWindow, blocks-first)})
+		if err != nil {
+			return err
+		}
+		for len(spans) > 0 {
+			class, n := quicnet.ClassAsync, 4
+			r.mu.Lock()
+			if r.hurry > 0 {
+				class, n = quicnet.ClassHot, fetchAtOnce
+			}
+			r.mu.Unlock()
+			n = min(n, len(spans))
+			if err := r.bring(ctx, at, spans[:n], class); err != nil {
+				return err
+			}
+			spans = spans[n:]
+		}
+		r.mu.Lock()
+		r.fill.filled += lacking
+		r.mu.Unlock()
+	}
+	return nil
+}
+
+// spansLacking returns which MiBs of a window lack something, and how many blocks.
+func spansLacking(t *block.Table, at scstore.Position, window scstore.Extent) (spans []uint64, blocks uint64, err error) {
+	pin, err := t.At(sealedTag(at))
+	if err != nil {
+		return nil, 0, err
+	}
+	defer pin.Release()
+	missing, err := remoteOf(pin, window)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, e := range missing {
+		for n := uint64(e.First) / fetchBlocks; n <= uint64(e.End()-1)/fetchBlocks; n++ {
+			if len(spans) == 0 || spans[len(spans)-1] != n {
+				spans = append(spans, n)
+			}
+		}
+	}
+	return spans, countBlocks(missing), nil
+}
+
+// filled says that nothing is missing any more: what the position shows, and all that was
+// marked since, is complete here. mu is held.
+func (r *Replica) filled(t *block.Table, at scstore.Position) error {
+	if r.table != t || r.facts.Partial != at || !r.baseComplete() {
+		return nil // looked at again
+	}
+	if err := t.Sync(context.Background()); err != nil {
+		return err
+	}
+	since := false
+	for _, p := range r.marks() {
+		if since = since || p == at; since && p != (scstore.Position{}) {
+			r.facts.hold(p)
+		}
+	}
+	for i := range r.facts.Pending {
+		r.facts.Pending[i].Complete = true
+	}
+	r.facts.Partial = scstore.Position{}
+	r.failures = 0
+	if err := r.save(); err != nil {
+		return err
+	}
+	r.set.log.Info("volume is complete here", "volume", r.id, "position", at.String())
+	r.ring()
+	return nil
+}
+
+// catchUp makes what was sealed while the base was not complete here complete, once it is.
+// mu is held.
+func (r *Replica) catchUp() {
+	f := &r.facts
+	if f.Fence == 0 || f.Partial != (scstore.Position{}) || f.Head == (scstore.Position{}) || f.holds(f.Head) || !r.baseComplete() {
+		return
+	}
+	for _, p := range r.marks() {
+		if p != (scstore.Position{}) {
+			f.hold(p)
+		}
+	}
+	for i := range f.Pending {
+		f.Pending[i].Complete = true
+	}
+	_ = r.save() // tried again with the next
+}
+
+// baseComplete reports whether what the volume is based on is. mu is held.
+func (r *Replica) baseComplete() bool {
+	if r.facts.Base.IsZero() {
+		return true
+	}
+	base, ok := r.set.lookup(r.facts.Base)
+	if !ok {
+		return false
+	}
+	base.mu.Lock()
+	defer base.mu.Unlock()
+	return base.facts.holds(r.facts.BasePosition)
+}
+
+// complete returns how many bytes a volume lacks here, its bases included; of bases it may
+// be less. 0 is exact.
+func (s *Set) complete(r *Replica) (missingBytes int64) {
+	r.mu.Lock()
+	t, base := r.table, r.facts.Base
+	whole := r.facts.Partial == (scstore.Position{})
+	r.mu.Unlock()
+	if t == nil {
+		return 0
+	}
+	if !whole {
+		missingBytes = int64(t.RemoteBlocks()) * scstore.BlockSize
+		list, err := remoteIn(s.ctx, t, scstore.Extent{Count: uint64(t.SizeBytes()) / scstore.BlockSize})
+		if err == nil {
+			missingBytes = max(int64(countBlocks(list)), 1) * scstore.BlockSize // what only older marks lack counts as one block
+		}
+	}
+	if next, ok := s.lookup(base); ok && !base.IsZero() {
+		missingBytes += s.complete(next)
+	}
+	return missingBytes
+}
+
+// waitComplete has what is missing brought as fast as it can be, and waits for it. progress
+// may be nil.
+func (s *Set) waitComplete(ctx context.Context, r *Replica, progress func(done, total int64)) error {
+	r.mu.Lock()
+	r.hurry++
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.hurry--
+	}()
+	total := s.complete(r)
+	for missing := total; missing > 0; missing = s.complete(r) {
+		if progress != nil {
+			progress(max(total-missing, 0), total)
+		}
+		s.wakeUp()
+		pause(ctx, tickInterval)
+		if ctx.Err() != nil {
+			return fmt.Errorf("volume %s lacks %d bytes: %w", r.id, missing, context.Cause(ctx))
+		}
+		if s.ctx.Err() != nil {
+			return errClosing
+		}
+	}
+	return nil
+}

@@ -1,0 +1,423 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"scstore"
+	"scstore/consensus/meta"
+	"scstore/fs/block"
+	"scstore/fs/volume"
+	"scstore/propagate"
+	"scstore/propagate/quicnet"
+	"scstore/propagate/wire"
+)
+
+// copySpan is how many blocks are copied at a time within a table: 1 MiB.
+const copySpan = volume.SpanBlocks
+
+// errStopped ends a jump that something else takes the place of.
+var errStopped = fmt.Errorf("the jump was stopped: %w", scstore.ErrBusy)
+
+// jump is the right to change a table's head for a replica: on its way from one position
+// to another, or while a map is made. Replica.jump is the one that has it.
+type jump struct {
+	from, to scstore.Position
+	cancel   context.CancelCauseFunc
+
+	mu    sync.RWMutex // held shared over each change of the table, alone to end them; after Replica.mu
+	ended bool
+
+	progress propagate.Progress // guarded by Replica.mu
+}
+
+// beginJump takes the right. mu is held, and nobody has it.
+func (r *Replica) beginJump(ctx context.Context, from, to scstore.Position) (*jump, context.Context) {
+	j := &jump{from: from, to: to}
+	ctx, j.cancel = context.WithCancelCause(ctx)
+	r.jump = j
+	return j, ctx
+}
+
+// stopJump takes the right away. What is staged stays, and is of use to the next jump with
+// the same ends. mu is held.
+func (r *Replica) stopJump() {
+	j := r.jump
+	if j == nil {
+		return
+	}
+	j.cancel(errStopped)
+	j.mu.Lock()
+	j.ended = true
+	j.mu.Unlock()
+	r.jump = nil
+	r.ring()
+}
+
+// endJump gives the right back, if it still is this one's. mu is held.
+func (r *Replica) endJump(j *jump) {
+	if r.jump == j {
+		r.stopJump()
+	}
+}
+
+// do changes the table, unless the jump has ended.
+func (j *jump) do(f func() error) error {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	if j.ended {
+		return errStopped
+	}
+	return f()
+}
+
+// staging is where a jump puts what came: the table's head.
+type staging struct {
+	j *jump
+	t *block.Table
+}
+
+func (g staging) WriteBlocks(first scstore.BlockIndex, p []byte) error {
+	return g.j.do(func() error { return g.t.WriteBlocks(first, p) })
+}
+
+func (g staging) ZeroBlocks(e scstore.Extent) error {
+	return g.j.do(func() error { return g.t.ZeroBlocks(e, false) })
+}
+
+// settle makes the table's head what a mark shows, when something is above it: by one
+// record, or, if a mark above it is still needed, by copying what differs. mu is held.
+func (r *Replica) settle(at scstore.Position) error {
+	marks := r.marks()
+	if n := len(marks); r.facts.Jump == nil && (n == 0 && at == scstore.Position{} || n > 0 && marks[n-1] == at) {
+		return nil
+	}
+	i := slices.Index(marks, at)
+	if i < 0 {
+		return fmt.Errorf("volume %s: position %s: %w", r.id, at, scstore.ErrNotFound)
+	}
+	needed := slices.ContainsFunc(marks[i+1:], func(p scstore.Position) bool {
+		left := slices.ContainsFunc(r.facts.Left, func(l Leftover) bool { return l.Head == p })
+		return left || r.facts.holds(p)
+	})
+	if r.facts.Jump == nil || r.facts.Jump.To != (scstore.Position{}) || r.facts.Jump.From != at {
+		r.facts.Jump = &JumpFacts{From: at}
+		if err := r.save(); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(marks[i+1:], r.facts.Partial) {
+		r.facts.Partial = scstore.Position{}
+	}
+	if err := r.unmarkJumps(); err != nil {
+		return err
+	}
+	err := error(scstore.ErrBusy)
+	if !needed {
+		err = r.table.Rollback(sealedTag(at))
+	}
+	if errors.Is(err, scstore.ErrBusy) { // read, or a clone's base
+		err = r.revert(at)
+	}
+	if err != nil {
+		return err
+	}
+	r.facts.Jump = nil
+	if r.marks()[len(r.marks())-1] != at { // reverted: the head is not that of the newest mark
+		r.facts.Jump = &JumpFacts{From: at}
+	}
+	return r.save()
+}
+
+// jumpTag is of the mark after which what is staged begins, where that is not right
+// after the mark of the position that a jump begins at.
+func jumpTag(from scstore.Position) scstore.Tag { return scstore.PositionTag(scstore.TagJump, from) }
+
+// unmarkJumps takes those marks back. mu is held.
+func (r *Replica) unmarkJumps() error {
+	for _, tag := range r.table.Marks() {
+		if tag.Kind == scstore.TagJump {
+			if err := r.table.Unmark(tag); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// revert writes what a mark shows over what was written since. mu is held.
+func (r *Replica) revert(at scstore.Position) error {
+	pin, err := r.table.At(sealedTag(at))
+	if err != nil {
+		return err
+	}
+	defer pin.Release()
+	v, err := volume.Open(volume.Options{ID: r.id, View: pin, Base: baseChain(r.table)})
+	if err != nil {
+		return err
+	}
+	whole := scstore.Extent{Count: uint64(r.table.SizeBytes()) / scstore.BlockSize}
+	list, err := volume.Changed(r.set.ctx, r.table, sealedTag(at), scstore.Tag{}, whole)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, copySpan*scstore.BlockSize)
+	for _, e := range list {
+		for e.Count > 0 {
+			part := scstore.Extent{First: e.First, Count: min(e.Count, copySpan)}
+			if err := copyBack(r.table, v, part, buf[:part.Count*scstore.BlockSize]); err != nil {
+				return fmt.Errorf("volume %s back to %s: %w", r.id, at, err)
+			}
+			e.First, e.Count = part.End(), e.Count-part.Count
+		}
+	}
+	return r.table.Mark(jumpTag(at))
+}
+
+func copyBack(t *block.Table, v *volume.Volume, part scstore.Extent, buf []byte) error {
+	holes, err := v.ReadAt(buf, part.First.Offset(), nil)
+	if err != nil {
+		return err
+	}
+	if len(holes) == 1 && holes[0].Length == int64(len(buf)) {
+		return t.ZeroBlocks(part, false)
+	}
+	return t.WriteBlocks(part.First, buf)
+}
+
+// makeTable makes what a volume's blocks go to, if it is not here. Its base is here. mu
+// is held.
+func (r *Replica) makeTable(size int64, base scstore.VolumeID, baseAt scstore.Position) error {
+	if r.table != nil {
+		if size > r.table.SizeBytes() {
+			if err := r.table.Resize(size); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	r.facts.SizeBytes, r.facts.Base, r.facts.BasePosition = size, base, baseAt
+	r.facts.Holds, r.facts.Jump, r.facts.Partial = nil, nil, scstore.Position{}
+	if err := r.save(); err != nil {
+		return err
+	}
+	o := block.CreateOptions{ID: r.id, SizeBytes: size, Base: base}
+	if !base.IsZero() {
+		o.BaseMark = sealedTag(baseAt)
+	}
+	t, err := r.set.o.Blocks.Create(o)
+	if err != nil {
+		return err
+	}
+	// The mark of the zero position is where the table begins: what a jump from nothing
+	// goes back to.
+	if err := t.Mark(sealedTag(scstore.Position{})); err != nil {
+		return err
+	}
+	if err := t.Sync(context.Background()); err != nil {
+		return err
+	}
+	r.table = t
+	return nil
+}
+
+// startJump jumps in the background.
+func (s *Set) startJump(r *Replica, p plan) {
+	s.take(s.jumps, func(ctx context.Context) {
+		r.mu.Lock()
+		idle := r.jump == nil && r.facts.Fence == 0 && r.target == nil && r.device == nil && len(r.facts.Left) == 0
+		var j *jump
+		if idle {
+			j, ctx = r.beginJump(ctx, p.from, p.to)
+		}
+		r.mu.Unlock()
+		if !idle {
+			return
+		}
+		err := s.runJump(ctx, r, j, p)
+		r.mu.Lock()
+		stopped := r.jump != j
+		r.endJump(j)
+		if err == nil {
+			r.failures, r.retryAt = 0, 0
+		} else if !stopped && ctx.Err() == nil {
+			if errors.Is(err, scstore.ErrCorrupt) && r.facts.Jump != nil {
+				r.facts.Jump.To = scstore.Position{} // what is staged is not trusted
+			}
+			r.failed()
+			s.log.Warn("a copy did not get to the next position", "volume", r.id, "from", p.from.String(), "to", p.to.String(), "err", err)
+		}
+		r.mu.Unlock()
+		if err == nil {
+			s.metrics.jumps.Inc()
+			s.log.Debug("a copy is at the next position", "volume", r.id, "position", p.to.String())
+		} else if !stopped {
+			s.metrics.failed.Inc()
+		}
+		s.wakeUp()
+	})
+}
+
+// runJump brings a replica from one position to another: steps W8 and W9.
+func (s *Set) runJump(ctx context.Context, r *Replica, j *jump, p plan) error {
+	base, head, done, err := r.stage(j, p)
+	if err != nil {
+		return err
+	}
+	defer done()
+	t := head.table
+	o := propagate.FetchOptions{
+		Stage: staging{j, t}, Base: base, Digest: head.DigestSpan,
+		Progress: func(got propagate.Progress) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			j.progress = got
+		},
+	}
+	for _, disk := range p.holders[:min(len(p.holders), propagate.MaxSources)] {
+		o.Sources = append(o.Sources, peer{s, disk, quicnet.ClassAsync})
+	}
+	blocks := uint64(t.SizeBytes()) / scstore.BlockSize
+	for first := uint64(0); first < blocks; first += wire.MaxWindowBlocks {
+		window := scstore.Extent{First: scstore.BlockIndex(first), Count: min(wire.MaxWindowBlocks, blocks-first)}
+		o.Jump = propagate.JumpOptions{Volume: r.id, From: p.from, To: p.to, Window: window, Root: root}
+		staged, err := r.stagedIn(ctx, t, p.from, window)
+		if err != nil {
+			return err
+		}
+		o.Staged = func(changed []scstore.Extent) []scstore.Extent { return intersect(changed, staged) }
+		if _, err := propagate.Fetch(ctx, o); err != nil {
+			return err
+		}
+	}
+	return r.arrive(j, p.to)
+}
+
+// stagedTable is a table's head with what shows through below, to be verified.
+type stagedTable struct {
+	*volume.Volume
+	table *block.Table
+}
+
+// stage gets the table ready for a jump. base is what is shown at p.from, nil for nothing.
+func (r *Replica) stage(j *jump, p plan) (base propagate.Reader, head stagedTable, done func(), err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.jump != j {
+		return nil, head, nil, errStopped
+	}
+	if err := r.makeTable(p.size, p.base, p.baseAt); err != nil {
+		return nil, head, nil, err
+	}
+	resumed := r.facts.Jump != nil && *r.facts.Jump == JumpFacts{From: p.from, To: p.to}
+	if !resumed {
+		if err := r.settle(p.from); err != nil {
+			return nil, head, nil, err
+		}
+		r.facts.Jump = &JumpFacts{From: p.from, To: p.to}
+		if err := r.save(); err != nil {
+			return nil, head, nil, err
+		}
+	}
+	chain := baseChain(r.table)
+	v, err := volume.Open(volume.Options{ID: r.id, View: r.table, Base: chain})
+	if err != nil {
+		return nil, head, nil, err
+	}
+	head = stagedTable{v, r.table}
+	if p.from == (scstore.Position{}) {
+		return nil, head, func() {}, nil
+	}
+	pin, err := r.table.At(sealedTag(p.from))
+	if err != nil {
+		return nil, head, nil, err
+	}
+	old, err := volume.Open(volume.Options{ID: r.id, View: pin, Base: chain})
+	if err != nil {
+		pin.Release()
+		return nil, head, nil, err
+	}
+	return old, head, pin.Release, nil
+}
+
+// stagedIn returns what is above the mark of a position at the head, without what is
+// remote there.
+func (r *Replica) stagedIn(ctx context.Context, t *block.Table, from scstore.Position, window scstore.Extent) ([]scstore.Extent, error) {
+	after := sealedTag(from)
+	if tag := jumpTag(from); t.Marked(tag) {
+		after = tag
+	}
+	list, err := volume.Changed(ctx, t, after, scstore.Tag{}, window)
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	remote, err := remoteIn(ctx, t, window)
+	if err != nil {
+		return nil, err
+	}
+	return subtract(list, remote), nil
+}
+
+// arrive makes what is staged and verified the replica's next position.
+func (r *Replica) arrive(j *jump, to scstore.Position) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.jump != j {
+		return errStopped
+	}
+	tag := sealedTag(to)
+	if r.table.Marked(tag) { // of part of it, from before
+		if err := r.table.Unmark(tag); err != nil {
+			return err
+		}
+	}
+	if err := r.table.Mark(tag); err != nil {
+		return err
+	}
+	if err := r.unmarkJumps(); err != nil {
+		return err
+	}
+	if err := r.table.Sync(context.Background()); err != nil {
+		return err
+	}
+	r.facts.hold(to)
+	r.facts.Jump = nil
+	if r.facts.Partial == to {
+		r.facts.Partial = scstore.Position{}
+	}
+	if err := r.save(); err != nil {
+		return err
+	}
+	r.ring()
+	return nil
+}
+
+// root is the root over the digests of a manifest.
+func root(sizeBytes int64, spans []propagate.SpanDigest) scstore.Digest {
+	return volume.RootOf(sizeBytes, func(yield func(uint64, scstore.Digest) bool) {
+		for _, s := range spans {
+			if !yield(s.Number, s.Digest) {
+				return
+			}
+		}
+	})
+}
+
+// peer is another host as a source of blocks.
+type peer struct {
+	s     *Set
+	disk  meta.DiskID
+	class quicnet.Class
+}
+
+// Open opens a stream to it.
+func (p peer) Open(ctx context.Context) (propagate.Stream, error) {
+	stream, err := p.s.o.Net.OpenStream(ctx, p.disk, p.class, KindVolumes)
+	if err != nil {
+		return nil, err
+	}
+	return &countedStream{Stream: stream, read: p.s.metrics.received}, nil
+}
