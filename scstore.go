@@ -171,6 +171,9 @@ const (
 	TagServed   TagKind = 3 // the position at which a replica serves
 	TagJump     TagKind = 4 // what a jump is based on
 	TagPeer     TagKind = 5 // the position of another host's replica
+	// TagUnfinished is on a table from before its first block until it has its name: an
+	// import that was cut off is told by it from data whose name was lost.
+	TagUnfinished TagKind = 6
 )
 
 // PositionTag returns the tag of a position.

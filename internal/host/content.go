@@ -27,8 +27,12 @@ const (
 // importFence is the fence of an image's one epoch: nobody else ever wrote it.
 const importFence = scstore.Fence(1)
 
+// unfinished is on the table of an import until the image has its name.
+var unfinished = scstore.Tag{Kind: scstore.TagUnfinished, ID: [16]byte{15: 1}}
+
 // BeginImport makes a table without a name. It is deleted by Abort, or by the next
-// start (I2).
+// start (I2). The mark comes before the first block in the log, so no crash leaves a
+// block without it.
 func (h *Host) BeginImport(_ context.Context, name string, sizeBytes int64) (api.Import, error) {
 	if err := h.checkNewName(api.KindImage, name); err != nil {
 		return nil, fmt.Errorf("import: %w", err)
@@ -45,7 +49,10 @@ func (h *Host) BeginImport(_ context.Context, name string, sizeBytes int64) (api
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("import %q: %w", name, err), h.volumes.abandon(id))
 	}
-	v, err := volume.Open(volume.Options{ID: id, Table: table{t}, Fence: importFence})
+	var v *volume.Volume
+	if err = t.Mark(unfinished); err == nil {
+		v, err = volume.Open(volume.Options{ID: id, Table: table{t}, Fence: importFence})
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("import %q: %w", name, err), h.volumes.abandon(id))
 	}
@@ -106,6 +113,9 @@ func (i *importing) Commit(ctx context.Context) (api.Volume, error) {
 		return api.Volume{}, fmt.Errorf("import %q: %w", i.name, err)
 	}
 	i.ended = true
+	if err := i.t.Unmark(unfinished); err != nil {
+		i.h.log.Warn("the mark of an import is left to the next start", "image", i.name, "err", err)
+	}
 	i.h.log.Info("image imported", "image", i.name, "bytes", m.SizeBytes)
 	return i.h.Get(ctx, api.KindImage, i.name)
 }

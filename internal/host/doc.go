@@ -29,9 +29,11 @@
 //	I1 One process uses a folder: LOCK is held from before anything is read until
 //	   after everything is closed.
 //	I2 A name of a host alone has its data: a table is made before its name, and goes
-//	   after it. What a crash leaves is a table without a name or a tombstone, and the
-//	   next start deletes both before it serves. In a cluster a record comes before its
-//	   name and goes after it; what a crash leaves is swept (clean.go).
+//	   after it. What a crash leaves is a tombstone, or a table without a name that is
+//	   empty or marked as an unfinished import, and the next start deletes them before
+//	   it serves. Data without a name or such a mark are never deleted: the start is
+//	   refused. In a cluster a record comes before its name and goes after it; what a
+//	   crash leaves is swept (clean.go).
 //	I3 However many connections use a volume, it is open once. It is opened with a
 //	   new fence when it is first used.
 //	I4 Close ends the doors first, then flushes the volumes, then leaves the network,

@@ -235,3 +235,58 @@ func TestSource_IsTheVolumeAtOneMoment(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestOpen_DataWithoutANameAreNotDeleted(t *testing.T) {
+	dir := t.TempDir()
+	shut := func(h *Host) {
+		t.Helper()
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := open(t, dir)
+	if err := importImage(h, "old"); err != nil {
+		t.Fatal(err)
+	}
+	shut(h)
+	before := filepath.Join(t.TempDir(), "meta")
+	if err := os.CopyFS(before, os.DirFS(filepath.Join(dir, metaName))); err != nil {
+		t.Fatal(err)
+	}
+
+	// What a crash leaves of an import goes at the next start, and what is finished stays.
+	h = open(t, dir)
+	i, err := h.BeginImport(t.Context(), "half", scstore.BlockSize)
+	if err == nil {
+		err = i.WriteAt([]byte("half"), 0)
+	}
+	if err == nil {
+		err = importImage(h, "new")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	shut(h)
+	h = open(t, dir)
+	if got := len(h.blocks.Tables()); got != 2 {
+		t.Errorf("%d tables after a restart, want those of two images", got)
+	}
+	shut(h)
+
+	// The names of an earlier moment do not know "new".
+	names := filepath.Join(dir, metaName)
+	now := filepath.Join(t.TempDir(), "now")
+	if err := errors.Join(os.CopyFS(now, os.DirFS(names)), os.RemoveAll(names), os.CopyFS(names, os.DirFS(before))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Options{Dir: dir, Version: "test"}); !errors.Is(err, scstore.ErrCorrupt) {
+		t.Errorf("a store with older names opens: %v", err)
+	}
+	if err := errors.Join(os.RemoveAll(names), os.CopyFS(names, os.DirFS(now))); err != nil {
+		t.Fatal(err)
+	}
+	h = open(t, dir)
+	if _, err := h.Get(t.Context(), api.KindImage, "new"); err != nil {
+		t.Errorf("after the names were put back: %v", err)
+	}
+}

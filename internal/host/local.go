@@ -171,6 +171,13 @@ func (l *local) reconcile(ctx context.Context) error {
 			return fmt.Errorf("make the store: %w", err)
 		}
 	}
+	removed := map[scstore.VolumeID]bool{}
+	for _, r := range tombstones {
+		removed[r.ID] = true
+	}
+	if err := l.checkUnnamed(ctx, tables, named, removed); err != nil {
+		return err
+	}
 	if err := l.h.deleteTables(tables, named); err != nil {
 		return err
 	}
@@ -180,6 +187,43 @@ func (l *local) reconcile(ctx context.Context) error {
 		}
 	}
 	return l.sweepMarks()
+}
+
+// checkUnnamed refuses a store that holds data without a name which no crash leaves:
+// names of an earlier moment were put back, and what was made since would be deleted.
+// An unfinished import has its mark; a volume that has no name yet holds nothing.
+func (l *local) checkUnnamed(ctx context.Context, tables []block.TableInfo, named, removed map[scstore.VolumeID]bool) error {
+	lost := 0
+	for _, info := range tables {
+		t, err := l.h.blocks.Table(info.ID)
+		if err != nil {
+			return err
+		}
+		if named[info.ID] {
+			if t.Marked(unfinished) { // the crash came after the name
+				err = t.Unmark(unfinished)
+			}
+			if err != nil {
+				return fmt.Errorf("finish the import of %s: %w", info.ID, err)
+			}
+			continue
+		}
+		if removed[info.ID] || t.Marked(unfinished) {
+			continue
+		}
+		written, err := t.Changed(ctx, scstore.Tag{}, scstore.Tag{}, 0, 1)
+		if err != nil {
+			return fmt.Errorf("look into volume %s, which has no name: %w", info.ID, err)
+		}
+		if len(written) > 0 {
+			lost++
+		}
+	}
+	if lost > 0 {
+		return scstore.Hint(fmt.Errorf("folder %q holds data of %d volumes that %s does not know: it is older than %s: %w",
+			l.h.o.Dir, lost, metaName, segmentsName, scstore.ErrCorrupt), "put back files of the same moment; nothing was changed")
+	}
+	return nil
 }
 
 // sweepMarks takes back the marks of snapshots that have no name, for a crash came
