@@ -109,6 +109,17 @@ func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 // MarshalText encodes the digest as String does, for JSON.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
+// UnmarshalText reads what MarshalText wrote. Errors: ErrInvalid.
+func (d *Digest) UnmarshalText(text []byte) error {
+	if len(text) != hex.EncodedLen(len(d)) {
+		return fmt.Errorf("digest %q: want %d hexadecimal digits: %w", text, hex.EncodedLen(len(d)), ErrInvalid)
+	}
+	if _, err := hex.Decode(d[:], text); err != nil {
+		return fmt.Errorf("digest %q: %w", text, ErrInvalid)
+	}
+	return nil
+}
+
 // Range is a run of bytes of a volume whose blocks share one allocation state.
 type Range struct {
 	Offset int64 // bytes from the start of the volume
