@@ -99,11 +99,12 @@ func TestSet_MissingBlocksAreFetchedOnceForManyReaders(t *testing.T) {
 func TestSet_BackgroundEndsTheTetherAlsoAfterARestart(t *testing.T) {
 	w := newWorld(t, "A", "B")
 	a, b := w.hosts["A"], w.hosts["B"]
-	id := w.create("A", testSize, "A", "B")
+	id := w.create("A", testSize)
 	data := a.fill(id, 1)
 	a.seal(id)
 	stopFill(b.set)
 	w.handOver(id, "A", "B")
+	w.place(id, "A", "B")
 	w.cut("A", "B")
 	p := randomBytes(10*testBlock, 9)
 	if err := b.device(id).WriteAt(p, 0); err != nil {

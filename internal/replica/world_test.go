@@ -96,7 +96,7 @@ func (w *world) must(g meta.GroupID, op meta.Op) meta.Result {
 	n := w.append(g, op)
 	var result meta.Result
 	for _, h := range w.hosts {
-		if h.log == nil || h.log.cut() {
+		if h.set == nil || h.log.cut() {
 			continue
 		}
 		r, err := h.log.groups[g].await(w.t.Context(), n)
