@@ -1,6 +1,7 @@
 package scstore_test
 
 import (
+	"errors"
 	"testing"
 
 	"scstore"
@@ -17,5 +18,22 @@ func TestTag_KeepsItsPosition(t *testing.T) {
 	}
 	if tag.IsZero() || !(scstore.Tag{}).IsZero() || tag == scstore.PositionTag(scstore.TagSealed, p) {
 		t.Error("tags of different kinds are the same, or none is one")
+	}
+}
+
+func TestDigest_TextIsReadBack(t *testing.T) {
+	want := scstore.Digest{1, 2, 31: 0xff}
+	text, err := want.MarshalText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got scstore.Digest
+	if err := got.UnmarshalText(text); err != nil || got != want {
+		t.Errorf("got %v, %v, want %v", got, err, want)
+	}
+	for _, bad := range []string{"", "01", string(text[1:]) + "g"} {
+		if err := got.UnmarshalText([]byte(bad)); !errors.Is(err, scstore.ErrInvalid) {
+			t.Errorf("%q: got %v, want ErrInvalid", bad, err)
+		}
 	}
 }
