@@ -236,9 +236,16 @@ func three(t *testing.T) (a, b, c running) {
 	}
 	b, c = join("fra", "b"), join("lon", "c")
 	for _, h := range []running{a, b, c} {
-		eventually(t, "all hosts are active in the eyes of "+h.o.Name, func() bool {
-			st, err := h.Status(t.Context())
-			return err == nil && st.Cluster.HostsActive == 3
+		eventually(t, "all hosts are active, and one of each site votes, in the eyes of "+h.o.Name, func() bool {
+			st, err := h.Cluster(t.Context())
+			settled := err == nil && st.Majority && len(st.Hosts) == 3
+			for _, g := range st.Groups {
+				settled = settled && len(g.Voters) == 3 && g.Leader != ""
+			}
+			for _, p := range st.Hosts {
+				settled = settled && p.State == "active"
+			}
+			return settled
 		})
 	}
 	return a, b, c
@@ -300,7 +307,10 @@ func TestSites_VolumeIsPlacedReadAndMoved(t *testing.T) {
 	guest = b.dial(t, "v")
 	check(t, guest, fill(2, 1<<20), 4096)
 	write(t, guest, fill(3, 1<<20), 4096)
-	eventually(t, "a follows", func() bool { return copyAt(a.mustGet(t, "v"), "a").Current })
+	eventually(t, "a follows", func() bool {
+		w := b.mustGet(t, "v").Where
+		return w.OnlyBytes == 0 && w.Tether == nil && copyAt(a.mustGet(t, "v"), "a").Current
+	})
 	old := a.dial(t, "v")
 	if !old.ReadOnly() {
 		t.Error("the old owner can write")
@@ -325,6 +335,7 @@ func TestSites_RemovalIsForTheOwnerToCarryOut(t *testing.T) {
 	guest := a.dial(t, "v")
 	check(t, guest, []byte("base\x00\x00\x00\x00"), 0)
 	write(t, guest, fill(1, 100), 100)
+	eventually(t, "c knows the volume", func() bool { _, err := c.Get(ctx, api.KindVolume, "v"); return err == nil })
 	if _, err := c.Remove(ctx, api.KindVolume, "v", api.RemoveOptions{}); !errors.Is(err, scstore.ErrBusy) {
 		t.Errorf("remove what has a connection elsewhere: %v", err)
 	}
