@@ -18,7 +18,8 @@ import (
 // running is a host that serves.
 type running struct {
 	*Host
-	stop func() // ends it; safe to call again
+	stop  func() // ends it; safe to call again
+	cause *error // what it may end with
 }
 
 // serveHost opens and serves a host until the test ends. Its address between hosts is one
@@ -49,14 +50,15 @@ func serveHost(t *testing.T, o Options) running {
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(ctx) }()
 	var once sync.Once
-	r := running{Host: h, stop: func() {
+	r := running{Host: h, cause: new(error)}
+	r.stop = func() {
 		once.Do(func() {
 			cancel()
-			if err := errors.Join(<-served, h.Close()); err != nil {
+			if err := errors.Join(<-served, h.Close()); err != nil && (*r.cause == nil || !errors.Is(err, *r.cause)) {
 				t.Errorf("host %s: %v", o.Name, err)
 			}
 		})
-	}}
+	}
 	t.Cleanup(r.stop)
 	return r
 }
@@ -429,6 +431,7 @@ func TestSites_HostIsRemoved(t *testing.T) {
 	if _, err := c.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
+	write(t, c.dial(t, "v"), fill(1, 10000), 100)
 	eventually(t, "a knows who writes it", func() bool {
 		v, err := a.Get(ctx, api.KindVolume, "v")
 		return err == nil && v.Where.Owner == "c"
@@ -451,9 +454,11 @@ func TestSites_HostIsRemoved(t *testing.T) {
 		plan, err := a.RemoveHost(ctx, "c", api.RemoveOptions{DryRun: true})
 		return err == nil && len(plan.Only) == 0
 	})
+	*c.cause = scstore.ErrFenced
 	if _, err := a.RemoveHost(ctx, "c", api.RemoveOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "c fails", func() bool { return c.cluster.failure() != nil })
 	eventually(t, "b knows that c was removed", func() bool {
 		st, err := b.Cluster(ctx)
 		for _, p := range st.Hosts {
