@@ -99,11 +99,12 @@ func TestSet_MissingBlocksAreFetchedOnceForManyReaders(t *testing.T) {
 func TestSet_BackgroundEndsTheTetherAlsoAfterARestart(t *testing.T) {
 	w := newWorld(t, "A", "B")
 	a, b := w.hosts["A"], w.hosts["B"]
-	id := w.create("A", testSize, "A", "B")
+	id := w.create("A", testSize)
 	data := a.fill(id, 1)
 	a.seal(id)
 	stopFill(b.set)
 	w.handOver(id, "A", "B")
+	w.place(id, "A", "B")
 	w.cut("A", "B")
 	p := randomBytes(10*testBlock, 9)
 	if err := b.device(id).WriteAt(p, 0); err != nil {
@@ -136,11 +137,11 @@ func TestSet_MapKeepsWhatAJumpStaged(t *testing.T) {
 	a, b := w.hosts["A"], w.hosts["B"]
 	id, data, at := behind(t, w)
 	staged := w.sent("A", "B")
-	w.heal("A", "B")
-	b.set.jumps <- struct{}{} // as many as there are: no jump begins
-	for len(b.set.jumps) < MaxJumps {
+	for range MaxJumps { // as many as there are: no jump begins
 		b.set.jumps <- struct{}{}
 	}
+	resume := stopFill(b.set)
+	w.heal("A", "B")
 	r := b.set.replica(id)
 	if got, err := r.partial(t.Context(), at, "A"); err != nil || got != at {
 		t.Fatalf("map: at %s, %v", got, err)
@@ -149,6 +150,7 @@ func TestSet_MapKeepsWhatAJumpStaged(t *testing.T) {
 	if missing == 0 || missing > testSize-staged/2 {
 		t.Errorf("%d bytes are missing, of %d, after %d came", missing, testSize, staged)
 	}
+	resume()
 	w.eventually("the background has brought the rest", func() bool { return b.claims(id, at) })
 	if !bytes.Equal(b.read(id), data) || !bytes.Equal(a.read(id), data) {
 		t.Error("the copy differs")

@@ -55,7 +55,7 @@ func newWorld(t *testing.T, disks ...meta.DiskID) *world {
 		w.append(meta.GroupNamespace, meta.SetSite{Site: meta.Site{Name: site}})
 		w.append(meta.GroupNamespace, meta.AddHost{Disk: d, Name: "host-" + string(site), Site: site, Fingerprint: meta.Fingerprint{1}, Addresses: []string{"127.0.0.1:1"}})
 		w.append(testGroup, meta.AdmitDisk{Disk: d, Site: site})
-		w.hosts[d] = &testHost{w: w, disk: d, dir: t.TempDir()}
+		w.hosts[d] = newTestHost(w, d)
 	}
 	for _, d := range disks {
 		w.hosts[d].open()
@@ -96,7 +96,7 @@ func (w *world) must(g meta.GroupID, op meta.Op) meta.Result {
 	n := w.append(g, op)
 	var result meta.Result
 	for _, h := range w.hosts {
-		if h.log == nil || h.log.cut() {
+		if h.set == nil || h.log.cut() {
 			continue
 		}
 		r, err := h.log.groups[g].await(w.t.Context(), n)
@@ -124,12 +124,20 @@ type testHost struct {
 	slow   time.Duration // before each entry is applied
 }
 
+func newTestHost(w *world, d meta.DiskID) *testHost {
+	h := &testHost{w: w, disk: d, dir: w.t.TempDir()}
+	h.net = &testNet{
+		h: h, answers: map[quicnet.Kind]func(context.Context, meta.DiskID, []byte) ([]byte, error){},
+		handlers: map[quicnet.Kind]func(context.Context, meta.DiskID, propagate.Stream) error{},
+	}
+	return h
+}
+
 // open starts the host: its state is empty, and follows the log from the beginning.
 func (h *testHost) open() {
 	h.w.t.Helper()
 	h.boot++
 	h.log = newTestLog(h)
-	h.net = &testNet{h: h, answers: map[quicnet.Kind]func(context.Context, meta.DiskID, []byte) ([]byte, error){}, handlers: map[quicnet.Kind]func(context.Context, meta.DiskID, propagate.Stream) error{}}
 	for _, name := range []string{"data", "index"} {
 		if err := os.MkdirAll(filepath.Join(h.dir, name), 0o700); err != nil {
 			h.w.t.Fatal(err)
@@ -464,7 +472,7 @@ func (n *testNet) enter() bool {
 // reach returns the other end. It has to be left (wg.Done).
 func (n *testNet) reach(to meta.DiskID) (*testNet, error) {
 	other := n.h.w.hosts[to]
-	if other == nil || other.net == nil || n.h.w.isCut(n.h.disk, to) || !other.net.enter() {
+	if other == nil || n.h.w.isCut(n.h.disk, to) || !other.net.enter() {
 		return nil, fmt.Errorf("host %s: %w", to, scstore.ErrUnreachable)
 	}
 	return other.net, nil
