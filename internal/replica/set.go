@@ -50,6 +50,8 @@ type Set struct {
 
 	moves moves
 
+	unfinished []*Replica // that the last process was making; set once
+
 	mu       sync.Mutex
 	replicas map[scstore.VolumeID]*Replica
 	asked    map[string]time.Duration
@@ -112,6 +114,9 @@ func (s *Set) load(ctx context.Context) error {
 		r.mu.Lock()
 		r.facts, r.group = f, f.Group
 		err := r.load()
+		if f.Creating {
+			s.unfinished = append(s.unfinished, r)
+		}
 		r.mu.Unlock()
 		if err != nil {
 			return fmt.Errorf("volume %s: %w", f.ID, err)
@@ -382,11 +387,9 @@ func (s *Set) serve(ctx context.Context, from meta.DiskID, stream propagate.Stre
 // were being made here.
 func (s *Set) sweep(ctx context.Context) {
 	left := map[meta.GroupID][]*Replica{}
-	for _, r := range s.all() {
+	for _, r := range s.unfinished {
 		r.mu.Lock()
-		if r.facts.Creating {
-			left[r.group] = append(left[r.group], r)
-		}
+		left[r.group] = append(left[r.group], r)
 		r.mu.Unlock()
 	}
 	for g, list := range left {

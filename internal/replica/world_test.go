@@ -643,7 +643,7 @@ func (w *world) limit(from, to meta.DiskID, bytes int64) {
 // eventually waits until cond holds. It gives up when the test is about to be ended.
 func (w *world) eventually(what string, cond func() bool) {
 	w.t.Helper()
-	end := time.Now().Add(2 * time.Minute)
+	end := time.Now().Add(time.Minute)
 	for !cond() {
 		if time.Now().After(end) {
 			for _, h := range w.hosts {
