@@ -23,8 +23,10 @@ func (w *world) handOver(id scstore.VolumeID, from, to meta.DiskID) scstore.Posi
 	}
 	h := meta.HandOffID{1, byte(rec.Fence)}
 	now := time.Now().UnixMilli()
-	w.must(testGroup, meta.Intent{Move: meta.Move{ID: h, From: from, To: to, Volumes: []scstore.VolumeID{id}, DeadlineMs: now + 60_000}, NowMs: now})
-	w.must(testGroup, meta.HandOff{ID: h, To: to, Volumes: []meta.Handed{{ID: id, Fence: rec.Fence, Parent: rec.Parent, Final: rec.Head, Digest: rec.Digest}}})
+	// Right after each other: an intent that no source stands behind is taken back.
+	handed := meta.HandOff{ID: h, To: to, Volumes: []meta.Handed{{ID: id, Fence: rec.Fence, Parent: rec.Parent, Final: rec.Head, Digest: rec.Digest}}}
+	w.appendAll(testGroup, meta.Intent{Move: meta.Move{ID: h, From: from, To: to, Volumes: []scstore.VolumeID{id}, DeadlineMs: now + 60_000}, NowMs: now}, handed)
+	w.must(testGroup, handed)
 	w.eventually("the new owner serves", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()

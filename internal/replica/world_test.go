@@ -79,11 +79,16 @@ type groupLog struct {
 
 func newGroupLog() *groupLog { return &groupLog{grown: make(chan struct{})} }
 
-func (w *world) append(g meta.GroupID, op meta.Op) int {
+func (w *world) append(g meta.GroupID, op meta.Op) int { return w.appendAll(g, op) }
+
+// appendAll appends operations with nothing between them.
+func (w *world) appendAll(g meta.GroupID, ops ...meta.Op) int {
 	l := w.logs[g]
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.entries = append(l.entries, meta.Command{Op: op})
+	for _, op := range ops {
+		l.entries = append(l.entries, meta.Command{Op: op})
+	}
 	close(l.grown)
 	l.grown = make(chan struct{})
 	return len(l.entries)
