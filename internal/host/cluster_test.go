@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"scstore"
+	"scstore/consensus/meta"
 	"scstore/internal/api"
 	"scstore/nbd"
 )
@@ -186,6 +187,33 @@ func TestCluster_OfOneHost(t *testing.T) {
 		t.Errorf("remove the image: %v", err)
 	}
 	eventually(t, "the data of what was removed are gone", func() bool { return a.blocks.Stats().Volumes == 0 })
+}
+
+func TestCluster_RecordsWithoutANameAreSwept(t *testing.T) {
+	a := serveHost(t, Options{Site: "ams", Name: "a"})
+	ctx := t.Context()
+	if _, err := a.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	g := a.cluster.log.PickGroup()
+	made := time.Now()
+	op := meta.CreateVolume{ID: newID(), SizeBytes: 1 << 20, CreatedAtMs: made.UnixMilli()}
+	if err := a.cluster.replicas.Create(ctx, g, op); err != nil { // and no name follows
+		t.Fatal(err)
+	}
+	tables := func() int { return a.blocks.Stats().Volumes }
+	if err := a.cluster.removeNameless(ctx, g, made.Add(orphanGrace-time.Minute)); err != nil || tables() != 2 {
+		t.Fatalf("before the grace is over: %v, %d tables", err, tables())
+	}
+	if err := a.cluster.removeNameless(ctx, g, made.Add(orphanGrace+time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the record without a name is gone", func() bool { return tables() == 1 })
+	a.mustGet(t, "v")
+	report, err := a.Doctor(ctx, func(int64, int64) {})
+	if err != nil || report.Worst() == api.SeverityError {
+		t.Errorf("doctor: got %+v, %v", report, err)
+	}
 }
 
 func TestCluster_StoreOfAHostAloneIsRefused(t *testing.T) {
