@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -496,6 +497,34 @@ func TestSites_HostIsRemoved(t *testing.T) {
 		}
 		return false
 	})
+}
+
+func TestSites_OwnerWithoutAMajorityServesItsVolumes(t *testing.T) {
+	a, b, c := three(t)
+	ctx := t.Context()
+	if _, err := a.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	write(t, a.dial(t, "v"), fill(1, 10000), 0)
+	for _, h := range []running{a, b, c} {
+		h.stop()
+	}
+	a = serveHost(t, Options{Dir: a.o.Dir})
+	guest := a.dial(t, "v")
+	check(t, guest, fill(1, 10000), 0)
+	write(t, guest, fill(2, 10000), 5000)
+	st, err := a.Status(ctx)
+	if err != nil || !strings.HasPrefix(st.Cluster.Problem, "no majority in group 1 since ") {
+		t.Errorf("got %+v, %v", st.Cluster, err)
+	}
+	if w := a.mustGet(t, "v").Where; w.Here != "owner" {
+		t.Errorf("got %+v", w)
+	}
+	limited, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if _, err := a.SetPlacement(limited, "v", api.Placement{Sites: []string{"fra"}}); !errors.Is(err, scstore.ErrNoMajority) {
+		t.Errorf("a decision without a majority: %v", err)
+	}
 }
 
 func TestSites_WhatACallMayBe(t *testing.T) {
