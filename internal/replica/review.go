@@ -83,7 +83,7 @@ func (s *Set) review(g meta.GroupID, ids []scstore.VolumeID) {
 	var seen []sight
 	err := s.o.Log.View(g, func(st *meta.State) {
 		s.reviewMoves(g, st)
-		for _, r := range s.inGroup(g, st, ids) {
+		for _, r := range s.inGroup(st, ids) {
 			if v, ok := s.look(r, g, st); ok {
 				seen = append(seen, v)
 			}
@@ -105,7 +105,7 @@ func (s *Set) review(g meta.GroupID, ids []scstore.VolumeID) {
 
 // inGroup returns the replicas here of those volumes of a group. A volume that is to be
 // here and is not gets one.
-func (s *Set) inGroup(g meta.GroupID, st *meta.State, ids []scstore.VolumeID) (list []*Replica) {
+func (s *Set) inGroup(st *meta.State, ids []scstore.VolumeID) (list []*Replica) {
 	if ids == nil {
 		for _, r := range s.all() {
 			if _, ok := st.Get(r.id); ok {

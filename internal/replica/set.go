@@ -16,13 +16,12 @@ import (
 
 // The limits of a Set.
 const (
-	MaxJumps    = 4  // on their way at once
-	MaxSeals    = 4  // by time, at once
-	MaxFills    = 4  // volumes that what is missing is brought of in the background
-	MaxServed   = 64 // requests of other hosts that are answered at once
-	MaxOffers   = 4  // manifests among those: they read what they are about
-	MaxAsks     = 64 // proposals in the background at once; more are made later
-	MaxReplicas = 1 << 17
+	MaxJumps  = 4  // on their way at once
+	MaxSeals  = 4  // by time, at once
+	MaxFills  = 4  // volumes that what is missing is brought of in the background
+	MaxServed = 64 // requests of other hosts that are answered at once
+	MaxOffers = 4  // manifests among those: they read what they are about
+	MaxAsks   = 64 // proposals in the background at once; more are made later
 
 	tickInterval = 250 * time.Millisecond
 	askInterval  = 400 * time.Millisecond // between two proposals of the same
@@ -59,7 +58,6 @@ type Set struct {
 	reports  map[meta.GroupID]*reports
 	seq      uint64 // of the latest report
 	watchers []Watcher
-	started  bool
 	closed   bool
 }
 
