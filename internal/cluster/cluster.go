@@ -79,6 +79,9 @@ func Open(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	if err := c.openAll(ctx); err != nil {
+		if c.net == nil && o.Conn != nil {
+			_ = o.Conn.Close() // nobody else will
+		}
 		return nil, errors.Join(fmt.Errorf("open cluster: %w", err), c.Close())
 	}
 	return c, nil

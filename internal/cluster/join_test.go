@@ -219,6 +219,7 @@ func TestRemoveHost(t *testing.T) {
 		wantErr(t, "a stranger", second(a.c.RemoveHost(t.Context(), "nobody", false)), scstore.ErrNotFound)
 		wantErr(t, "itself", second(a.c.RemoveHost(t.Context(), a.name(), false)), scstore.ErrInvalid)
 
+		time.Sleep(time.Minute) // until all have said what they have to say
 		before := a.c.view.Load().applied
 		r, err := a.c.RemoveHost(t.Context(), c.name(), true)
 		if err != nil || !r.DryRun || r.Disk != c.id() || r.Site != "c" || r.Records != 1 || r.Voters != 2 ||

@@ -58,7 +58,7 @@ type Options struct {
 	Host   string          // name; default what cluster.json says, or the machine's
 	Listen string          // UDP host:port between hosts; default what cluster.json says, or DefaultListen
 	Join   string          // a token's text; empty: begin a new cluster, or go on with the one in Dir
-	Conn   net.PacketConn  // what to send and receive on, closed by Close; nil: a socket on Listen
+	Conn   net.PacketConn  // what to send and receive on, closed by Close, or by an Open that fails; nil: a socket on Listen
 
 	Logger     *slog.Logger // nil discards
 	Registerer prometheus.Registerer

@@ -28,28 +28,61 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// wan carries packets in virtual time, 10 ms in each direction.
+// wan carries packets in virtual time, 10 ms in each direction, in order.
 type wan struct {
+	wg sync.WaitGroup
+
 	mu    sync.Mutex
-	nodes map[string]simnet.PacketReceiver
+	nodes map[string]chan arrival
 	cut   map[string]bool // addresses that nothing reaches or leaves
 }
 
+// arrival is a packet on its way.
+type arrival struct {
+	packet simnet.Packet
+	at     time.Time
+}
+
+// AddNode takes the place of who had the address before.
 func (w *wan) AddNode(addr net.Addr, r simnet.PacketReceiver) {
+	way := make(chan arrival, 1<<14)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.nodes[addr.String()] = r
+	if old := w.nodes[addr.String()]; old != nil {
+		close(old)
+	}
+	w.nodes[addr.String()] = way
+	w.wg.Go(func() {
+		for a := range way {
+			time.Sleep(time.Until(a.at))
+			r.RecvPacket(a.packet)
+		}
+	})
 }
 
 func (w *wan) SendPacket(p simnet.Packet) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	to := w.nodes[p.To.String()]
-	if to == nil || w.cut[p.To.String()] || w.cut[p.From.String()] {
+	way := w.nodes[p.To.String()]
+	if way == nil || w.cut[p.To.String()] || w.cut[p.From.String()] {
 		return nil
 	}
-	time.AfterFunc(10*time.Millisecond, func() { to.RecvPacket(p) })
+	select {
+	case way <- arrival{packet: p, at: time.Now().Add(10 * time.Millisecond)}:
+	default:
+	}
 	return nil
+}
+
+// close ends the network, after the hosts.
+func (w *wan) close() {
+	w.mu.Lock()
+	for _, way := range w.nodes {
+		close(way)
+	}
+	w.nodes = map[string]chan arrival{}
+	w.mu.Unlock()
+	w.wg.Wait()
 }
 
 func (w *wan) setCut(cut bool, hosts ...*host) {
@@ -89,11 +122,12 @@ type world struct {
 func inWorld(t *testing.T, f func(*testing.T, *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, wan: &wan{nodes: map[string]simnet.PacketReceiver{}, cut: map[string]bool{}}}
+		w := &world{t: t, wan: &wan{nodes: map[string]chan arrival{}, cut: map[string]bool{}}}
 		defer func() {
 			for _, h := range w.hosts {
 				w.stop(h)
 			}
+			w.wan.close()
 		}()
 		f(t, w)
 	})

@@ -20,20 +20,14 @@ const (
 	clonesPeriod = 50 * time.Millisecond
 )
 
-// awaitClones waits until what was based on a record and is removed is gone from all hosts
-// that had it, and so forgotten: before, the record can't be removed. Errors: ErrBusy.
+// awaitClones waits until what was based on a record and has no name any more is gone from
+// all hosts that had it, and so forgotten: before, the record can't be removed. Errors:
+// ErrBusy.
 func (c *clustered) awaitClones(ctx context.Context, g meta.GroupID, id scstore.VolumeID) error {
 	again := time.NewTicker(clonesPeriod)
 	defer again.Stop()
 	for until := time.Now().Add(clonesGrace); ; {
-		left := 0
-		err := c.view(g, func(s *meta.State) {
-			for _, r := range s.Tombstones() {
-				if r.Base == id {
-					left++
-				}
-			}
-		})
+		left, err := c.namelessClones(g, id)
 		switch {
 		case err != nil || left == 0:
 			return err
@@ -47,6 +41,29 @@ func (c *clustered) awaitClones(ctx context.Context, g meta.GroupID, id scstore.
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// namelessClones counts the records that are based on another one and have no name.
+func (c *clustered) namelessClones(g meta.GroupID, id scstore.VolumeID) (n int, err error) {
+	named := map[scstore.VolumeID]bool{}
+	err = c.view(meta.GroupNamespace, func(s *meta.State) {
+		for _, e := range s.Entries("") {
+			named[e.ID] = true
+		}
+	})
+	if err != nil {
+		return 0, err
+	}
+	err = c.view(g, func(s *meta.State) {
+		for _, list := range [][]meta.Record{s.Tombstones(), s.Records()} {
+			for _, r := range list {
+				if r.Base == id && r.Kind != meta.KindBranch && !named[r.ID] {
+					n++
+				}
+			}
+		}
+	})
+	return n, err
 }
 
 // background runs f until the host closes.

@@ -18,7 +18,8 @@ import (
 // running is a host that serves.
 type running struct {
 	*Host
-	stop func() // ends it; safe to call again
+	stop  func() // ends it; safe to call again
+	cause *error // what it may end with
 }
 
 // serveHost opens and serves a host until the test ends. Its address between hosts is one
@@ -49,14 +50,15 @@ func serveHost(t *testing.T, o Options) running {
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(ctx) }()
 	var once sync.Once
-	r := running{Host: h, stop: func() {
+	r := running{Host: h, cause: new(error)}
+	r.stop = func() {
 		once.Do(func() {
 			cancel()
-			if err := errors.Join(<-served, h.Close()); err != nil {
+			if err := errors.Join(<-served, h.Close()); err != nil && (*r.cause == nil || !errors.Is(err, *r.cause)) {
 				t.Errorf("host %s: %v", o.Name, err)
 			}
 		})
-	}}
+	}
 	t.Cleanup(r.stop)
 	return r
 }
@@ -236,9 +238,16 @@ func three(t *testing.T) (a, b, c running) {
 	}
 	b, c = join("fra", "b"), join("lon", "c")
 	for _, h := range []running{a, b, c} {
-		eventually(t, "all hosts are active in the eyes of "+h.o.Name, func() bool {
-			st, err := h.Status(t.Context())
-			return err == nil && st.Cluster.HostsActive == 3
+		eventually(t, "all hosts are active, and one of each site votes, in the eyes of "+h.o.Name, func() bool {
+			st, err := h.Cluster(t.Context())
+			settled := err == nil && st.Majority && len(st.Hosts) == 3 && st.Problem == ""
+			for _, g := range st.Groups {
+				settled = settled && len(g.Voters) == 3 && g.Leader != ""
+			}
+			for _, p := range st.Hosts {
+				settled = settled && p.State == "active"
+			}
+			return settled
 		})
 	}
 	return a, b, c
@@ -300,7 +309,10 @@ func TestSites_VolumeIsPlacedReadAndMoved(t *testing.T) {
 	guest = b.dial(t, "v")
 	check(t, guest, fill(2, 1<<20), 4096)
 	write(t, guest, fill(3, 1<<20), 4096)
-	eventually(t, "a follows", func() bool { return copyAt(a.mustGet(t, "v"), "a").Current })
+	eventually(t, "a follows", func() bool {
+		w := b.mustGet(t, "v").Where
+		return w.OnlyBytes == 0 && w.Tether == nil && copyAt(a.mustGet(t, "v"), "a").Current
+	})
 	old := a.dial(t, "v")
 	if !old.ReadOnly() {
 		t.Error("the old owner can write")
@@ -325,6 +337,7 @@ func TestSites_RemovalIsForTheOwnerToCarryOut(t *testing.T) {
 	guest := a.dial(t, "v")
 	check(t, guest, []byte("base\x00\x00\x00\x00"), 0)
 	write(t, guest, fill(1, 100), 100)
+	eventually(t, "c knows the volume", func() bool { _, err := c.Get(ctx, api.KindVolume, "v"); return err == nil })
 	if _, err := c.Remove(ctx, api.KindVolume, "v", api.RemoveOptions{}); !errors.Is(err, scstore.ErrBusy) {
 		t.Errorf("remove what has a connection elsewhere: %v", err)
 	}
@@ -344,6 +357,117 @@ func TestSites_RemovalIsForTheOwnerToCarryOut(t *testing.T) {
 			return err == nil && len(all) == 0 && h.blocks.Stats().Volumes == 0
 		})
 	}
+}
+
+func TestSites_PromoteKeepsWhatTheOldOwnerHad(t *testing.T) {
+	a, b, c := three(t)
+	ctx := t.Context()
+	if _, err := a.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 4 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	guest := a.dial(t, "v")
+	write(t, guest, fill(1, 1<<20), 0)
+	place := func(mode string) {
+		t.Helper()
+		if _, err := a.SetPlacement(ctx, "v", api.Placement{Sites: []string{"lon"}, Mode: mode}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	place("async")
+	eventually(t, "c holds all", func() bool {
+		v := a.mustGet(t, "v")
+		return v.Where.OnlyBytes == 0 && copyAt(v, "c").Current
+	})
+	place("lazy") // from here on nothing leaves a by itself
+	write(t, guest, fill(2, 1<<20), 4096)
+	if _, err := c.Promote(ctx, "v", api.Promote{To: "lon"}); !errors.Is(err, scstore.ErrBusy) {
+		t.Errorf("promote while the owner answers: %v", err)
+	}
+	a.stop()
+
+	var report api.PromoteReport
+	eventually(t, "c can take the volume", func() (ok bool) {
+		var err error
+		report, err = c.Promote(ctx, "v", api.Promote{To: "lon"})
+		if err != nil && !errors.Is(err, scstore.ErrNoMajority) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	if report.Owner != "a" || report.To != "c" || len(report.Silent) != 1 || report.Silent[0] != "a" || report.Unknown == "" {
+		t.Errorf("got %+v", report)
+	}
+	eventually(t, "c owns the volume", func() bool { return c.mustGet(t, "v").Where.Here == "owner" })
+	guest = c.dial(t, "v")
+	check(t, guest, fill(1, 1<<20), 0)
+	write(t, guest, fill(3, 1<<20), 0)
+	if w := b.mustGet(t, "v").Where; w.Unknown != "" {
+		t.Errorf("the new owner does not answer: %+v", w)
+	}
+
+	a = serveHost(t, Options{Dir: a.o.Dir})
+	eventually(t, "what a had is a branch", func() bool { return len(c.mustGet(t, "v").Where.Branches) == 1 })
+	branch := c.mustGet(t, "v").Where.Branches[0]
+	eventually(t, "a knows the branch", func() bool { _, err := a.Get(ctx, api.KindVolume, branch); return err == nil })
+	old := a.dial(t, branch)
+	check(t, old, fill(2, 1<<20), 4096)
+	check(t, old, fill(1, 4096), 0)
+	if !old.ReadOnly() {
+		t.Error("a branch can be written")
+	}
+	check(t, guest, fill(3, 1<<20), 0)
+	if _, err := c.Remove(ctx, api.KindVolume, "v", api.RemoveOptions{Force: true}); !errors.Is(err, scstore.ErrBusy) {
+		t.Errorf("remove a volume with a branch: %v", err)
+	}
+	if _, err := a.Remove(ctx, api.KindVolume, branch, api.RemoveOptions{Force: true}); err != nil {
+		t.Errorf("remove the branch: %v", err)
+	}
+	eventually(t, "the volume has no branch", func() bool { return len(c.mustGet(t, "v").Where.Branches) == 0 })
+}
+
+func TestSites_HostIsRemoved(t *testing.T) {
+	a, b, c := three(t)
+	ctx := t.Context()
+	if _, err := c.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	write(t, c.dial(t, "v"), fill(1, 10000), 100)
+	eventually(t, "a knows who writes it", func() bool {
+		v, err := a.Get(ctx, api.KindVolume, "v")
+		return err == nil && v.Where.Owner == "c"
+	})
+	if _, err := a.RemoveHost(ctx, "c", api.RemoveOptions{}); !errors.Is(err, scstore.ErrBusy) {
+		t.Errorf("remove a host that writes: %v", err)
+	}
+	plan, err := a.RemoveHost(ctx, "c", api.RemoveOptions{DryRun: true})
+	if err != nil || !plan.DryRun || len(plan.Only) != 1 || plan.Only[0] != "v" {
+		t.Errorf("got %+v, %v", plan, err)
+	}
+	if _, err := c.Move(ctx, "v", api.Move{To: "fra/b"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "b has all of it", func() bool {
+		v := b.mustGet(t, "v")
+		return v.Where.Here == "owner" && v.Where.Tether == nil && copyAt(v, "b").Current
+	})
+	eventually(t, "nothing hangs on c", func() bool {
+		plan, err := a.RemoveHost(ctx, "c", api.RemoveOptions{DryRun: true})
+		return err == nil && len(plan.Only) == 0
+	})
+	*c.cause = scstore.ErrFenced
+	if _, err := a.RemoveHost(ctx, "c", api.RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "c fails", func() bool { return c.cluster.failure() != nil })
+	eventually(t, "b knows that c was removed", func() bool {
+		st, err := b.Cluster(ctx)
+		for _, p := range st.Hosts {
+			if p.Name == "c" && p.State == "removed" {
+				return err == nil
+			}
+		}
+		return false
+	})
 }
 
 func TestSites_WhatACallMayBe(t *testing.T) {

@@ -20,7 +20,10 @@ const replicasName = "replicas"
 
 // catchUp is how long a start waits to learn what the cluster has decided meanwhile. Without
 // a majority it serves what it knew.
-const catchUp = 3 * time.Second
+const (
+	catchUp    = 3 * time.Second
+	catchUpTry = time.Second
+)
 
 // Leaders change: a call that meets none tries again for a while.
 const (
@@ -127,7 +130,16 @@ func (c *clustered) catchUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, catchUp)
 	defer cancel()
 	for _, g := range append([]meta.GroupID{meta.GroupNamespace}, cluster.VolumeGroupIDs()...) {
-		if err := patiently(ctx, func() error { return c.log.Read(ctx, g, func(*meta.State) {}) }); err != nil {
+		read := func() error {
+			try, cancel := context.WithTimeout(ctx, catchUpTry) // one that met no leader may be lost
+			defer cancel()
+			err := c.log.Read(try, g, func(*meta.State) {})
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = fmt.Errorf("%v: %w", err, scstore.ErrNoMajority)
+			}
+			return err
+		}
+		if err := patiently(ctx, read); err != nil {
 			c.h.log.Warn("serving what was known at the last stop", "group", uint64(g), "err", err)
 		}
 	}

@@ -13,6 +13,9 @@ import (
 	"scstore/internal/replica"
 )
 
+// linkTries is how often a name is proposed while nobody says what became of it.
+const linkTries = 3
+
 // create makes a volume that this host writes, and then its name: what a crash leaves in
 // between has no name, and is swept.
 func (c *clustered) create(ctx context.Context, name string, base place, op meta.CreateVolume) error {
@@ -58,7 +61,13 @@ func (c *clustered) adopt(ctx context.Context, name string, g meta.GroupID, _ *b
 
 // link names a new record; if the name is refused, the record goes.
 func (c *clustered) link(ctx context.Context, name string, id scstore.VolumeID, g meta.GroupID) error {
-	_, err := c.propose(ctx, meta.GroupNamespace, meta.Link{Name: name, ID: id, Group: g})
+	var err error
+	for range linkTries { // what is not known to have been applied may be proposed again
+		_, err = c.propose(ctx, meta.GroupNamespace, meta.Link{Name: name, ID: id, Group: g})
+		if !errors.Is(err, scstore.ErrIndeterminate) || ctx.Err() != nil {
+			break
+		}
+	}
 	if err == nil || errors.Is(err, scstore.ErrIndeterminate) {
 		return err
 	}
