@@ -34,6 +34,7 @@ type moveWorld struct {
 	t     *testing.T
 	hosts []*moveHost
 
+	hooks   sync.Mutex // held while lose or refuse run
 	mu      sync.Mutex
 	entries map[meta.GroupID][]meta.Command
 	cuts    map[[2]meta.DiskID]bool
@@ -228,7 +229,10 @@ func (h *moveHost) Propose(ctx context.Context, g meta.GroupID, op meta.Op) (met
 	refuse := h.w.refuse
 	h.w.mu.Unlock()
 	if refuse != nil {
-		if err := refuse(h.disk, op); err != nil {
+		h.w.hooks.Lock()
+		err := refuse(h.disk, op)
+		h.w.hooks.Unlock()
+		if err != nil {
 			return meta.Result{}, err
 		}
 	}
@@ -348,8 +352,13 @@ type moveNet struct{ h *moveHost }
 func (n moveNet) reach(to meta.DiskID, kind quicnet.Kind) (*moveHost, error) {
 	w := n.h.w
 	w.mu.Lock()
-	lost := w.cuts[[2]meta.DiskID{n.h.disk, to}] || w.lose != nil && w.lose(n.h.disk, to, kind)
+	lost, lose := w.cuts[[2]meta.DiskID{n.h.disk, to}], w.lose
 	w.mu.Unlock()
+	if lose != nil {
+		w.hooks.Lock()
+		lost = lose(n.h.disk, to, kind) || lost
+		w.hooks.Unlock()
+	}
 	time.Sleep(5 * time.Millisecond)
 	for _, h := range w.hosts {
 		if h.disk == to && !lost {

@@ -68,6 +68,7 @@ func Open(ctx context.Context, o Options) (*Set, error) {
 	if o.Disk == "" || o.Site == "" || o.Boot == 0 || o.Dir == "" || len(o.Groups) == 0 || o.Blocks == nil || o.Log == nil || o.Net == nil {
 		return nil, fmt.Errorf("open replicas: an option is missing: %w", scstore.ErrInvalid)
 	}
+	o.Groups = slices.DeleteFunc(slices.Clone(o.Groups), func(g meta.GroupID) bool { return g == meta.GroupNamespace })
 	if o.SealInterval == 0 {
 		o.SealInterval = DefaultSealInterval
 	}

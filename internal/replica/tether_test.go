@@ -1,0 +1,229 @@
+package replica
+
+import (
+	"bytes"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"scstore"
+	"scstore/consensus/meta"
+)
+
+// handOver gives a volume to another host in the log alone, as it is at its head, once
+// that host has the map.
+func (w *world) handOver(id scstore.VolumeID, from, to meta.DiskID) scstore.Position {
+	w.t.Helper()
+	var rec meta.Record
+	w.hosts[from].view(func(st *meta.State) { rec, _ = st.Get(id) })
+	r := w.hosts[to].set.replica(id)
+	if at, err := r.partial(w.t.Context(), rec.Head, from); err != nil || at != rec.Head {
+		w.t.Fatalf("map: at %s, %v", at, err)
+	}
+	h := meta.HandOffID{1, byte(rec.Fence)}
+	now := time.Now().UnixMilli()
+	w.must(testGroup, meta.Intent{Move: meta.Move{ID: h, From: from, To: to, Volumes: []scstore.VolumeID{id}, DeadlineMs: now + 60_000}, NowMs: now})
+	w.must(testGroup, meta.HandOff{ID: h, To: to, Volumes: []meta.Handed{{ID: id, Fence: rec.Fence, Parent: rec.Parent, Final: rec.Head, Digest: rec.Digest}}})
+	w.eventually("the new owner serves", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.v != nil
+	})
+	return rec.Head
+}
+
+// stopFill keeps the background from bringing what is missing.
+func stopFill(s *Set) (resume func()) {
+	for range MaxFills {
+		s.fillers <- struct{}{}
+	}
+	return func() {
+		for range MaxFills {
+			<-s.fillers
+		}
+	}
+}
+
+func TestSet_MissingBlocksAreFetchedOnceForManyReaders(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize)
+	data := a.fill(id, 1)
+	a.seal(id)
+	resume := stopFill(b.set)
+	start := w.handOver(id, "A", "B")
+	d := b.device(id)
+	if _, ok, err := d.ReadNowAt(make([]byte, testBlock), 0, nil); ok || err != nil {
+		t.Errorf("a missing block is read now: %v, %v", ok, err)
+	}
+	small := bytes.Repeat([]byte{7}, 100) // within a block that is not here
+	if err := d.WriteAt(small, 2<<20+50); err != nil {
+		t.Fatal(err)
+	}
+	copy(data[2<<20+50:], small)
+	link := [2]meta.DiskID{"B", "A"}
+	before := w.opened[link]
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for off := int64(0); off < testSize; off += 64 << 10 {
+				p := make([]byte, 64<<10)
+				if _, err := d.ReadAt(p, off, nil); err != nil {
+					t.Error(err)
+				} else if !bytes.Equal(p, data[off:off+64<<10]) {
+					t.Errorf("bytes from %d on differ", off)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	w.mu.Lock()
+	asked := w.opened[link] - before
+	w.mu.Unlock()
+	if want := testSize>>20 - 1; asked != want { // one came before, for the write
+		t.Errorf("%d requests, want %d: each MiB once", asked, want)
+	}
+	resume()
+	w.eventually("the tether has ended", func() bool {
+		tethered := true
+		b.view(func(st *meta.State) { tethered = len(st.Tethers(id)) > 0 })
+		return !tethered && b.claims(id, start) && b.set.complete(b.set.replica(id)) == 0
+	})
+	w.cut("A", "B")
+	if !bytes.Equal(b.read(id), data) {
+		t.Error("the volume differs")
+	}
+}
+
+func TestSet_BackgroundEndsTheTetherAlsoAfterARestart(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize)
+	data := a.fill(id, 1)
+	a.seal(id)
+	stopFill(b.set)
+	w.handOver(id, "A", "B")
+	w.place(id, "A", "B")
+	w.cut("A", "B")
+	p := randomBytes(10*testBlock, 9)
+	if err := b.device(id).WriteAt(p, 0); err != nil {
+		t.Fatal(err)
+	}
+	copy(data, p)
+	info, err := b.set.Info(id)
+	if err != nil || info.Role != RoleOwner || info.Tether == nil || info.Tether.Source != "A" || info.Tether.MissingBytes == 0 {
+		t.Errorf("info: %+v, tether %+v, %v", info, info.Tether, err)
+	}
+	b.restart() // with nothing but its facts
+	if b.set.complete(b.set.replica(id)) == 0 {
+		t.Error("nothing is missing after the restart")
+	}
+	w.heal("A", "B")
+	w.eventually("B is complete", func() bool {
+		tethered := true
+		b.view(func(st *meta.State) { tethered = len(st.Tethers(id)) > 0 })
+		return !tethered && b.set.complete(b.set.replica(id)) == 0
+	})
+	at := b.seal(id)
+	w.eventually("A follows", func() bool { return a.claims(id, at) })
+	if !bytes.Equal(b.read(id), data) || !bytes.Equal(a.read(id), data) {
+		t.Error("the volume differs")
+	}
+}
+
+func TestSet_MapKeepsWhatAJumpStaged(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id, data, at := behind(t, w)
+	staged := w.sent("A", "B")
+	for range MaxJumps { // as many as there are: no jump begins
+		b.set.jumps <- struct{}{}
+	}
+	resume := stopFill(b.set)
+	w.heal("A", "B")
+	r := b.set.replica(id)
+	if got, err := r.partial(t.Context(), at, "A"); err != nil || got != at {
+		t.Fatalf("map: at %s, %v", got, err)
+	}
+	missing := b.set.complete(r)
+	if missing == 0 || missing > testSize-staged/2 {
+		t.Errorf("%d bytes are missing, of %d, after %d came", missing, testSize, staged)
+	}
+	resume()
+	w.eventually("the background has brought the rest", func() bool { return b.claims(id, at) })
+	if !bytes.Equal(b.read(id), data) || !bytes.Equal(a.read(id), data) {
+		t.Error("the copy differs")
+	}
+}
+
+func TestSet_BlocksThatNobodyHasFailInTheEnd(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", 1<<20)
+	a.fill(id, 1)
+	a.seal(id)
+	stopFill(b.set)
+	w.handOver(id, "A", "B")
+	w.cut("A", "B")
+	d := b.device(id)
+	if err := d.WriteAt(make([]byte, testBlock), 0); err != nil {
+		t.Errorf("a whole block is not taken: %v", err)
+	}
+	r := b.set.replica(id)
+	if err := r.bring(t.Context(), r.facts.Partial, []uint64{0}, 1); !errors.Is(err, scstore.ErrUnreachable) {
+		t.Errorf("fetch: %v, want ErrUnreachable", err)
+	}
+}
+
+// promote takes a volume from its owner in the log alone.
+func (w *world) promote(id scstore.VolumeID, to meta.DiskID, at scstore.Position) {
+	w.t.Helper()
+	var rec meta.Record
+	w.hosts[to].view(func(st *meta.State) { rec, _ = st.Get(id) })
+	w.must(testGroup, meta.Revoke{ID: id, Fence: rec.Fence})
+	w.must(testGroup, meta.Promote{ID: id, Fence: rec.Fence + 1, Position: at, Holder: to})
+}
+
+func TestSet_CopyThatAPromoteLeftOutComesBack(t *testing.T) {
+	w := newWorld(t, "A", "B", "C")
+	a, b, c := w.hosts["A"], w.hosts["B"], w.hosts["C"]
+	id := w.create("A", testSize, "A", "B", "C")
+	data := a.fill(id, 1)
+	fork := a.seal(id)
+	w.eventually("both have a copy", func() bool { return b.claims(id, fork) && c.claims(id, fork) })
+	w.cut("A", "C")
+	w.cut("B", "C")
+	if err := a.device(id).WriteAt(randomBytes(64*testBlock, 5), 100*testBlock); err != nil {
+		t.Fatal(err)
+	}
+	lost, err := a.set.Snapshot(t.Context(), id, "lost", nil) // a root on the line that is left
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("B is ahead of C", func() bool { return b.claims(id, lost) })
+	held := b.device(id)
+	a.close()
+	w.promote(id, "C", fork)
+	w.eventually("C owns", func() bool {
+		r := c.set.replica(id)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.v != nil
+	})
+	p := randomBytes(32*testBlock, 6)
+	if err := c.device(id).WriteAt(p, 50*testBlock); err != nil {
+		t.Fatal(err)
+	}
+	copy(data[50*testBlock:], p)
+	w.heal("B", "C")
+	held.Release()
+	at := c.seal(id)
+	w.eventually("B follows C", func() bool { return b.claims(id, at) })
+	if !bytes.Equal(b.read(id), data) || !bytes.Equal(c.read(id), data) {
+		t.Error("the copy differs")
+	}
+	if !b.holds(id, lost) {
+		t.Error("the snapshot on the line that was left is gone")
+	}
+}
