@@ -18,6 +18,8 @@ const (
 	siteRTT     = 80 * time.Millisecond
 	siteBits    = 200_000_000 // a second, each direction of each pair of sites
 	siteTimeout = 60 * time.Second
+	// writesBeforeCut is how long the guest writes before its site is cut off.
+	writesBeforeCut = 4 * time.Second
 	rescued     = "rescued"
 )
 
@@ -137,8 +139,10 @@ func (t *tour) loseB(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.kill()) }()
-	if _, err := m.writeMore(ctx, recordsBetween); err != nil {
-		return err
+	for began := time.Now(); time.Since(began) < writesBeforeCut; {
+		if _, err := m.writeMore(ctx, recordsBetween); err != nil {
+			return err
+		}
 	}
 	if err := t.sites.Cut("b"); err != nil {
 		return err

@@ -172,7 +172,7 @@ func (s *Set) plan(r *Replica, st *meta.State, wants []scstore.Position) (plan, 
 	if p.to == (scstore.Position{}) || s.now() < r.retryAt {
 		return plan{}, false
 	}
-	if at := r.facts.Partial; at != (scstore.Position{}) && at != p.to && len(s.holders(st, r.id, at)) > 0 && r.failures == 0 {
+	if at := r.facts.Partial; at != (scstore.Position{}) && (at == p.to || len(s.holders(st, r.id, at)) > 0 && r.failures == 0) {
 		return plan{}, false // what is here in part is brought first
 	}
 	if p.holders = s.holders(st, r.id, p.to); len(p.holders) == 0 {
