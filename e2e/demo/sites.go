@@ -20,7 +20,7 @@ const (
 	siteTimeout = 60 * time.Second
 	// writesBeforeCut is how long the guest writes before its site is cut off.
 	writesBeforeCut = 4 * time.Second
-	rescued     = "rescued"
+	rescued         = "rescued"
 )
 
 // threeSites is the second act: the disk moves, is copied, and survives its owner.
