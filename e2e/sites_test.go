@@ -93,6 +93,7 @@ func TestSites_ReplicasBecomeEqual(t *testing.T) {
 	at(t, s, "a", "image", "import", file, "base")
 	at(t, s, "a", "volume", "create", "disk", "--from", "base")
 	at(t, s, "a", "placement", "set", "disk", "--replicas", "b,c")
+	tool(t, "qemu-io", "-f", "raw", "-c", "write -P 1 0 4k", "-c", "flush", s.Host("a").URL("disk")) // what is placed is what was written
 	waitCurrent(t, s, "a", "disk", "b", "c")
 	compare := func() {
 		t.Helper()
@@ -101,6 +102,7 @@ func TestSites_ReplicasBecomeEqual(t *testing.T) {
 		}
 	}
 	compare()
+	tool(t, "qemu-io", "-f", "raw", "-c", "write -P 1 0 4k", file)
 	tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", file, s.Host("c").URL("disk"))
 
 	// What changes later follows: data, zeros, holes.
