@@ -6,11 +6,13 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"scstore"
+	"scstore/consensus/meta"
 	"scstore/internal/api"
 	"scstore/nbd"
 )
@@ -186,6 +188,33 @@ func TestCluster_OfOneHost(t *testing.T) {
 		t.Errorf("remove the image: %v", err)
 	}
 	eventually(t, "the data of what was removed are gone", func() bool { return a.blocks.Stats().Volumes == 0 })
+}
+
+func TestCluster_RecordsWithoutANameAreSwept(t *testing.T) {
+	a := serveHost(t, Options{Site: "ams", Name: "a"})
+	ctx := t.Context()
+	if _, err := a.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	g := a.cluster.log.PickGroup()
+	made := time.Now()
+	op := meta.CreateVolume{ID: newID(), SizeBytes: 1 << 20, CreatedAtMs: made.UnixMilli()}
+	if err := a.cluster.replicas.Create(ctx, g, op); err != nil { // and no name follows
+		t.Fatal(err)
+	}
+	tables := func() int { return a.blocks.Stats().Volumes }
+	if err := a.cluster.removeNameless(ctx, g, made.Add(orphanGrace-time.Minute)); err != nil || tables() != 2 {
+		t.Fatalf("before the grace is over: %v, %d tables", err, tables())
+	}
+	if err := a.cluster.removeNameless(ctx, g, made.Add(orphanGrace+time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the record without a name is gone", func() bool { return tables() == 1 })
+	a.mustGet(t, "v")
+	report, err := a.Doctor(ctx, func(int64, int64) {})
+	if err != nil || report.Worst() == api.SeverityError {
+		t.Errorf("doctor: got %+v, %v", report, err)
+	}
 }
 
 func TestCluster_StoreOfAHostAloneIsRefused(t *testing.T) {
@@ -468,6 +497,34 @@ func TestSites_HostIsRemoved(t *testing.T) {
 		}
 		return false
 	})
+}
+
+func TestSites_OwnerWithoutAMajorityServesItsVolumes(t *testing.T) {
+	a, b, c := three(t)
+	ctx := t.Context()
+	if _, err := a.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	write(t, a.dial(t, "v"), fill(1, 10000), 0)
+	for _, h := range []running{a, b, c} {
+		h.stop()
+	}
+	a = serveHost(t, Options{Dir: a.o.Dir})
+	guest := a.dial(t, "v")
+	check(t, guest, fill(1, 10000), 0)
+	write(t, guest, fill(2, 10000), 5000)
+	st, err := a.Status(ctx)
+	if err != nil || !strings.HasPrefix(st.Cluster.Problem, "no majority in group 1 since ") {
+		t.Errorf("got %+v, %v", st.Cluster, err)
+	}
+	if w := a.mustGet(t, "v").Where; w.Here != "owner" {
+		t.Errorf("got %+v", w)
+	}
+	limited, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if _, err := a.SetPlacement(limited, "v", api.Placement{Sites: []string{"fra"}}); !errors.Is(err, scstore.ErrNoMajority) {
+		t.Errorf("a decision without a majority: %v", err)
+	}
 }
 
 func TestSites_WhatACallMayBe(t *testing.T) {

@@ -29,6 +29,7 @@ const (
 const (
 	patience       = 10 * time.Second
 	patiencePeriod = 100 * time.Millisecond
+	decideTimeout  = 40 * time.Second // of one decision; then it may be made or not
 )
 
 // clustered is a host of a cluster: names are in the namespace's group, records in those
@@ -141,6 +142,7 @@ func (c *clustered) catchUp(ctx context.Context) {
 		}
 		if err := patiently(ctx, read); err != nil {
 			c.h.log.Warn("serving what was known at the last stop", "group", uint64(g), "err", err)
+			return
 		}
 	}
 }
@@ -216,6 +218,8 @@ func (c *clustered) view(g meta.GroupID, f func(*meta.State)) error { return c.l
 
 // propose decides an operation. While a group has no leader for a moment it tries again.
 func (c *clustered) propose(ctx context.Context, g meta.GroupID, op meta.Op) (result meta.Result, err error) {
+	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
+	defer cancel()
 	decided := false
 	again := patiently(ctx, func() error {
 		result, err = c.log.Propose(ctx, g, op)

@@ -58,8 +58,13 @@ type device struct {
 
 func (d *device) bind(v *volume.Volume) { d.v.Store(v) }
 
-// Size returns the volume's size when it was opened, in bytes.
-func (d *device) Size() int64 { return d.size }
+// Size returns the volume's size in bytes; a view's is that when it was opened.
+func (d *device) Size() int64 {
+	if v := d.v.Load(); v != nil && d.pin == nil {
+		return v.Size()
+	}
+	return d.size
+}
 
 // ReadOnly reports whether writes are refused.
 func (d *device) ReadOnly() bool { return d.pin != nil }
@@ -239,10 +244,17 @@ func (s *Set) Open(ctx context.Context, id scstore.VolumeID) (Device, error) {
 		return d, err
 	}
 	// Nobody writes it: this host may.
+	r := s.replica(id)
+	if err := r.lockSealing(ctx); err != nil { // one at a time: each would get a fence of its own
+		return nil, err
+	}
+	defer r.unlockSealing()
+	if d, err := s.open(g, id); d != nil || err != nil {
+		return d, err
+	}
 	if _, err := s.o.Log.Propose(ctx, g, meta.OpenFence{ID: id, Holder: s.o.Disk}); err != nil {
 		return nil, fmt.Errorf("open volume %s: take the right to write: %w", id, err)
 	}
-	r := s.replica(id)
 	s.review(g, []scstore.VolumeID{id})
 	if err := r.wait(ctx, func() (bool, error) { return r.device != nil, nil }); err != nil {
 		return nil, fmt.Errorf("open volume %s: %w", id, err)
@@ -264,15 +276,22 @@ func (s *Set) open(g meta.GroupID, id scstore.VolumeID) (Device, error) {
 	err := s.o.Log.View(g, func(st *meta.State) {
 		rec, ok := st.Get(id)
 		t, live := st.Holder(id)
-		if !ok || !live {
+		r, here := s.lookup(id)
+		if ok && !live || !ok && !here {
 			failed = fmt.Errorf("open volume %s: %w", id, scstore.ErrNotFound)
 			return
 		}
-		r := s.replica(id)
+		if !here {
+			r = s.replica(id)
+		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		if !ok && r.device == nil {
+			failed = fmt.Errorf("open volume %s: %w", id, scstore.ErrNotFound)
+			return
+		} // an owner serves under its durable fence, however far the log was read
 		at := r.newest(st)
-		if rec.Head == at && t.Holder == "" && t.Phase != meta.PhaseRevoked && rec.Kind == meta.KindVolume && r.table != nil {
+		if r.device == nil && rec.Head == at && t.Holder == "" && t.Phase != meta.PhaseRevoked && rec.Kind == meta.KindVolume && r.table != nil {
 			free = true
 			return
 		}

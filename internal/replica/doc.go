@@ -20,6 +20,7 @@
 //	I6 a version is dropped only if nothing needs it (prune), and not before a report of
 //	   this start was applied
 //
-// Lock order: Replica.mu, then Set.mu. Neither is held while the network or the log is
-// waited for; Replica.mu is held over the local disk.
+// Lock order: the log's, within View; Replica.mu; moves.mu; then that of a hand-off, or
+// Set.mu. None is held while the network or the log is waited for; Replica.mu is held over
+// the local disk. So View is never called with one of them held.
 package replica

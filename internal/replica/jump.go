@@ -115,7 +115,7 @@ func (r *Replica) settle(at scstore.Position) error {
 	if err := r.unmarkJumps(); err != nil {
 		return err
 	}
-	err := error(scstore.ErrBusy)
+	err := scstore.ErrBusy
 	if !needed {
 		err = r.table.Rollback(sealedTag(at))
 	}

@@ -60,7 +60,7 @@ type moves struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	mu      sync.Mutex // a leaf
+	mu      sync.Mutex
 	closed  bool
 	wg      sync.WaitGroup
 	sources map[meta.HandOffID]*source
@@ -267,8 +267,8 @@ func startOf(st *meta.State, id scstore.VolumeID, f scstore.Fence) scstore.Posit
 	return scstore.Position{}
 }
 
-// moves of a volume keep positions alive that no root shows: those that READY named, at
-// both ends. Precondition: mu is held.
+// keptByMoves returns the positions that a hand-off needs and no root shows: those that
+// PREPARE and READY named, at both ends. Precondition: mu is held.
 func (r *Replica) keptByMoves() (list []scstore.Position) {
 	if r.source != nil {
 		list = append(list, r.source.named(r.id)...)

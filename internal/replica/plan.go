@@ -97,7 +97,9 @@ func (s *Set) wantedBases(st *meta.State, list []*Replica) map[scstore.VolumeID]
 			}
 			if !slices.Contains(wants[rec.Base], rec.BasePosition) {
 				wants[rec.Base] = append(wants[rec.Base], rec.BasePosition)
-				s.join(rec.Base, st.Group())
+				if _, here := st.Get(rec.Base); here {
+					s.join(rec.Base, st.Group())
+				}
 			}
 			id = rec.Base
 		}

@@ -56,6 +56,7 @@ type Replica struct {
 
 	retryAt  time.Duration // no jump before
 	failures int           // in a row
+	buried   bool          // it was removed, and nothing is here any more
 	bell     chan struct{} // closed when something changed
 }
 

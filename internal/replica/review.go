@@ -83,7 +83,7 @@ func (s *Set) review(g meta.GroupID, ids []scstore.VolumeID) {
 	var seen []sight
 	err := s.o.Log.View(g, func(st *meta.State) {
 		s.reviewMoves(g, st)
-		for _, r := range s.inGroup(g, st, ids) {
+		for _, r := range s.inGroup(st, ids) {
 			if v, ok := s.look(r, g, st); ok {
 				seen = append(seen, v)
 			}
@@ -105,7 +105,7 @@ func (s *Set) review(g meta.GroupID, ids []scstore.VolumeID) {
 
 // inGroup returns the replicas here of those volumes of a group. A volume that is to be
 // here and is not gets one.
-func (s *Set) inGroup(g meta.GroupID, st *meta.State, ids []scstore.VolumeID) (list []*Replica) {
+func (s *Set) inGroup(st *meta.State, ids []scstore.VolumeID) (list []*Replica) {
 	if ids == nil {
 		for _, r := range s.all() {
 			if _, ok := st.Get(r.id); ok {
@@ -145,6 +145,7 @@ type sight struct {
 	drop    []scstore.Position
 	forget  bool // nobody has anything of the tombstone any more
 	claims  []scstore.Position
+	renewed bool // this host got further fences in its own tenure
 	waiting bool // the tombstone is waited for: somebody has yet to report what he wrote
 }
 
@@ -176,16 +177,35 @@ func (s *Set) look(r *Replica, g meta.GroupID, st *meta.State) (sight, bool) {
 		r.raiseFloor(t.Fence - 1)
 	}
 	if r.facts.Fence != 0 && r.facts.Fence < t.Fence && r.source == nil {
-		r.lost(st, t)
-	}
-	if r.facts.Fence != 0 && rec.SizeBytes > r.facts.SizeBytes {
-		r.facts.SizeBytes = rec.SizeBytes
+		if v.renewed = r.renewed(st, t); !v.renewed {
+			r.lost(st, t)
+		}
 	}
 	r.committed(rec)
 	r.reviewForks(st, t)
 	r.leaveOut(st)
 	v.drop = s.needless(r, g, st)
 	return v, true
+}
+
+// renewed reports whether all fences since the one that this host writes under are its own,
+// given without anybody in between: then what it wrote stays. mu is held.
+func (r *Replica) renewed(st *meta.State, t meta.Tenure) bool {
+	if t.Holder != r.set.o.Disk || t.Phase == meta.PhaseRevoked || r.facts.Draining != nil {
+		return false
+	}
+	for _, f := range st.Forks(r.id) {
+		if f.Fence >= r.facts.Fence {
+			return false
+		}
+	}
+	n := scstore.Fence(0)
+	for _, g := range st.Grants(r.id) {
+		if g.Fence > r.facts.Fence && g.Holder == r.set.o.Disk {
+			n++
+		}
+	}
+	return n == t.Fence-r.facts.Fence
 }
 
 // raiseFloor has data under a fence and lower ones refused, durably. mu is held.
@@ -240,7 +260,8 @@ func (s *Set) act(v sight) {
 		return
 	}
 	t := v.tenure
-	mine := t.Holder == s.o.Disk && t.Phase != meta.PhaseRevoked && r.facts.Fence == 0 && t.Fence > r.facts.Floor
+	mine := t.Holder == s.o.Disk && t.Phase != meta.PhaseRevoked && t.Fence > r.facts.Floor &&
+		(r.facts.Fence == 0 || v.renewed && r.facts.Fence < t.Fence)
 	if mine && r.source == nil && r.target == nil && len(r.facts.Left) == 0 && r.facts.Draining == nil {
 		if r.table != nil && (v.start == scstore.Position{} || r.table.Marked(sealedTag(v.start))) {
 			if err := r.adopt(t.Fence, v.start); err != nil {
@@ -250,13 +271,22 @@ func (s *Set) act(v sight) {
 			r.ownBlind(t.Fence, v.start)
 		}
 	}
+	if r.facts.Fence != 0 && r.table != nil && r.table.SizeBytes() < v.rec.SizeBytes {
+		if err := r.table.Resize(v.rec.SizeBytes); err != nil {
+			s.log.Error("a volume does not grow", "volume", r.id, "err", err)
+		}
+	}
 	r.drop(v.drop)
 }
 
 // bury removes what is here of a removed volume, then says so. mu is held.
 func (s *Set) bury(v sight) {
 	r := v.r
-	gone, err := r.forget()
+	gone, err := r.buried, error(nil)
+	if !gone {
+		gone, err = r.forget()
+		r.buried = gone && err == nil
+	}
 	if err != nil {
 		if !errors.Is(err, scstore.ErrBusy) { // a clone is here
 			s.log.Warn("a removed volume is still here", "volume", r.id, "err", err)

@@ -16,13 +16,12 @@ import (
 
 // The limits of a Set.
 const (
-	MaxJumps    = 4  // on their way at once
-	MaxSeals    = 4  // by time, at once
-	MaxFills    = 4  // volumes that what is missing is brought of in the background
-	MaxServed   = 64 // requests of other hosts that are answered at once
-	MaxOffers   = 4  // manifests among those: they read what they are about
-	MaxAsks     = 64 // proposals in the background at once; more are made later
-	MaxReplicas = 1 << 17
+	MaxJumps  = 4  // on their way at once
+	MaxSeals  = 4  // by time, at once
+	MaxFills  = 4  // volumes that what is missing is brought of in the background
+	MaxServed = 64 // requests of other hosts that are answered at once
+	MaxOffers = 4  // manifests among those: they read what they are about
+	MaxAsks   = 64 // proposals in the background at once; more are made later
 
 	tickInterval = 250 * time.Millisecond
 	askInterval  = 400 * time.Millisecond // between two proposals of the same
@@ -50,6 +49,8 @@ type Set struct {
 
 	moves moves
 
+	unfinished []*Replica // that the last process was making; set once
+
 	mu       sync.Mutex
 	replicas map[scstore.VolumeID]*Replica
 	asked    map[string]time.Duration
@@ -57,7 +58,6 @@ type Set struct {
 	reports  map[meta.GroupID]*reports
 	seq      uint64 // of the latest report
 	watchers []Watcher
-	started  bool
 	closed   bool
 }
 
@@ -112,6 +112,9 @@ func (s *Set) load(ctx context.Context) error {
 		r.mu.Lock()
 		r.facts, r.group = f, f.Group
 		err := r.load()
+		if f.Creating {
+			s.unfinished = append(s.unfinished, r)
+		}
 		r.mu.Unlock()
 		if err != nil {
 			return fmt.Errorf("volume %s: %w", f.ID, err)
@@ -382,11 +385,9 @@ func (s *Set) serve(ctx context.Context, from meta.DiskID, stream propagate.Stre
 // were being made here.
 func (s *Set) sweep(ctx context.Context) {
 	left := map[meta.GroupID][]*Replica{}
-	for _, r := range s.all() {
+	for _, r := range s.unfinished {
 		r.mu.Lock()
-		if r.facts.Creating {
-			left[r.group] = append(left[r.group], r)
-		}
+		left[r.group] = append(left[r.group], r)
 		r.mu.Unlock()
 	}
 	for g, list := range left {

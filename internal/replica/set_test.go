@@ -9,6 +9,7 @@ import (
 
 	"scstore"
 	"scstore/consensus/meta"
+	"scstore/fs/block"
 )
 
 const (
@@ -296,4 +297,84 @@ func TestSet_RemovedVolumeGoesEverywhereAndIsForgotten(t *testing.T) {
 		a.view(func(st *meta.State) { _, known = st.Get(id) })
 		return !known
 	})
+}
+
+func TestSet_StartRemovesWhatACrashLeftOfNewVolumes(t *testing.T) {
+	w := newWorld(t, "A")
+	a := w.hosts["A"]
+	kept := w.create("A", testSize)
+	data := a.fill(kept, 1)
+	// A crash before the record, one after it, and one within an image.
+	early, late, image := newID(), newID(), newID()
+	for _, id := range []scstore.VolumeID{early, late} {
+		if err := a.set.replica(id).begin(testGroup, testSize, scstore.VolumeID{}, scstore.Position{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.must(testGroup, meta.CreateVolume{ID: late, SizeBytes: testSize, CreatedAtMs: 1})
+	r := a.set.replica(late)
+	r.mu.Lock()
+	if err := r.makeTable(testSize, scstore.VolumeID{}, scstore.Position{}); err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Unlock()
+	if err := a.set.Reserve(testGroup, image, testSize); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.blocks.Create(block.CreateOptions{ID: image, SizeBytes: testSize}); err != nil {
+		t.Fatal(err)
+	}
+	a.restart()
+	w.eventually("nothing is left of them", func() bool {
+		known := false
+		a.view(func(st *meta.State) { _, known = st.Get(late) })
+		for _, id := range []scstore.VolumeID{early, late, image} {
+			_, err := a.blocks.Table(id)
+			known = known || err == nil
+		}
+		facts, err := readFacts(a.set.o.Dir)
+		return err == nil && !known && len(facts) == 1 && facts[0].ID == kept
+	})
+	if !bytes.Equal(a.read(kept), data) {
+		t.Error("a volume that was made before differs")
+	}
+}
+
+func TestSet_ImageIsAdoptedAndPlaced(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id, at := newID(), scstore.Position{Fence: 1, Epoch: 1}
+	if err := a.set.Reserve(testGroup, id, testSize); err != nil {
+		t.Fatal(err)
+	}
+	table, err := a.blocks.Create(block.CreateOptions{ID: id, SizeBytes: testSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := randomBytes(testSize, 1)
+	if err := table.WriteBlocks(0, data); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.Mark(sealedTag(at)); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	op := meta.CreateImage{ID: id, SizeBytes: testSize, Position: at, Digest: scstore.Digest{1}, CreatedAtMs: 1}
+	if err := a.set.Adopt(t.Context(), op, testGroup); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("A is said to have it", func() bool { return a.claims(id, at) })
+	w.place(id, "A", "B")
+	w.eventually("B has it", func() bool { return b.claims(id, at) })
+	a.restart()
+	w.eventually("A has read the log again", func() bool { return a.claims(id, at) })
+	for _, h := range []*testHost{a, b} {
+		d := h.device(id)
+		if !d.ReadOnly() || !bytes.Equal(readDevice(t, d), data) {
+			t.Errorf("the image at %s differs, or can be written", h.disk)
+		}
+		d.Release()
+	}
 }

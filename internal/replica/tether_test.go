@@ -23,8 +23,10 @@ func (w *world) handOver(id scstore.VolumeID, from, to meta.DiskID) scstore.Posi
 	}
 	h := meta.HandOffID{1, byte(rec.Fence)}
 	now := time.Now().UnixMilli()
-	w.must(testGroup, meta.Intent{Move: meta.Move{ID: h, From: from, To: to, Volumes: []scstore.VolumeID{id}, DeadlineMs: now + 60_000}, NowMs: now})
-	w.must(testGroup, meta.HandOff{ID: h, To: to, Volumes: []meta.Handed{{ID: id, Fence: rec.Fence, Parent: rec.Parent, Final: rec.Head, Digest: rec.Digest}}})
+	// Right after each other: an intent that no source stands behind is taken back.
+	handed := meta.HandOff{ID: h, To: to, Volumes: []meta.Handed{{ID: id, Fence: rec.Fence, Parent: rec.Parent, Final: rec.Head, Digest: rec.Digest}}}
+	w.appendAll(testGroup, meta.Intent{Move: meta.Move{ID: h, From: from, To: to, Volumes: []scstore.VolumeID{id}, DeadlineMs: now + 60_000}, NowMs: now}, handed)
+	w.must(testGroup, handed)
 	w.eventually("the new owner serves", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -225,5 +227,87 @@ func TestSet_CopyThatAPromoteLeftOutComesBack(t *testing.T) {
 	}
 	if !b.holds(id, lost) {
 		t.Error("the snapshot on the line that was left is gone")
+	}
+}
+
+func TestSet_CloneIsMadeWhereItsBaseIsNot(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	base := w.create("A", testSize)
+	data := a.fill(base, 1)
+	at, err := a.set.Snapshot(t.Context(), base, "golden", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.fill(base, 2)
+	a.seal(base)
+	resume := stopFill(b.set)
+	clone := w.createOn("B", meta.CreateVolume{ID: newID(), SizeBytes: testSize, Base: base, BasePosition: at, CreatedAtMs: 1})
+	if b.set.complete(b.set.replica(clone)) == 0 {
+		t.Error("nothing is missing of the clone")
+	}
+	p := randomBytes(100, 3)
+	if err := b.device(clone).WriteAt(p, 5000); err != nil {
+		t.Fatal(err)
+	}
+	copy(data[5000:], p)
+	if !bytes.Equal(b.read(clone), data) {
+		t.Error("the clone differs")
+	}
+	head := b.seal(clone)
+	resume()
+	w.eventually("the clone is complete with its base", func() bool { return b.holds(base, at) && b.holds(clone, head) && b.claims(base, at) })
+	w.place(clone, "A", "B")
+	w.eventually("A has the clone", func() bool { return a.claims(clone, head) })
+	if !bytes.Equal(a.read(clone), data) {
+		t.Error("A's copy differs")
+	}
+}
+
+func TestSet_LargeVolumeComesInSeveralWindows(t *testing.T) {
+	const size = 65 << 30 // more than wire.MaxWindowBlocks
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", size, "A", "B")
+	p := randomBytes(1<<20, 4)
+	at := []int64{0, 10 << 30, 64<<30 - 1<<19, size - 1<<20}
+	for _, off := range at {
+		if err := a.device(id).WriteAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	head := a.seal(id)
+	w.eventually("B has it", func() bool { return b.claims(id, head) })
+	d := b.device(id)
+	defer d.Release()
+	for _, off := range at {
+		got := make([]byte, len(p))
+		if _, err := d.ReadAt(got, off, nil); err != nil || !bytes.Equal(got, p) {
+			t.Errorf("bytes from %d on differ, %v", off, err)
+		}
+	}
+}
+
+func TestSet_FenceThatIsGivenAgainKeepsWhatWasWritten(t *testing.T) {
+	w := newWorld(t, "A")
+	a := w.hosts["A"]
+	id := w.create("A", testSize)
+	data := a.fill(id, 1)
+	fence := w.must(testGroup, meta.OpenFence{ID: id, Holder: "A"}).Fence
+	r := a.set.replica(id)
+	w.eventually("the volume is written under the new fence", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.facts.Fence == fence && r.acknowledges()
+	})
+	at := a.seal(id)
+	if at.Fence != fence || !bytes.Equal(a.read(id), data) {
+		t.Errorf("sealed at %s, under fence %d; or what was written is gone", at, fence)
+	}
+	w.must(testGroup, meta.Resize{ID: id, SizeBytes: 2 * testSize})
+	w.eventually("it has grown", func() bool { return a.device(id).Size() == 2*testSize })
+	a.restart()
+	if !bytes.Equal(a.read(id)[:testSize], data) {
+		t.Error("what was written is gone after a restart")
 	}
 }

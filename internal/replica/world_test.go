@@ -79,11 +79,16 @@ type groupLog struct {
 
 func newGroupLog() *groupLog { return &groupLog{grown: make(chan struct{})} }
 
-func (w *world) append(g meta.GroupID, op meta.Op) int {
+func (w *world) append(g meta.GroupID, op meta.Op) int { return w.appendAll(g, op) }
+
+// appendAll appends operations with nothing between them.
+func (w *world) appendAll(g meta.GroupID, ops ...meta.Op) int {
 	l := w.logs[g]
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.entries = append(l.entries, meta.Command{Op: op})
+	for _, op := range ops {
+		l.entries = append(l.entries, meta.Command{Op: op})
+	}
 	close(l.grown)
 	l.grown = make(chan struct{})
 	return len(l.entries)
@@ -643,7 +648,7 @@ func (w *world) limit(from, to meta.DiskID, bytes int64) {
 // eventually waits until cond holds. It gives up when the test is about to be ended.
 func (w *world) eventually(what string, cond func() bool) {
 	w.t.Helper()
-	end := time.Now().Add(2 * time.Minute)
+	end := time.Now().Add(time.Minute)
 	for !cond() {
 		if time.Now().After(end) {
 			for _, h := range w.hosts {
