@@ -249,6 +249,16 @@ func (s *Sites) WaitVolume(ctx context.Context, site, name string, wanted func(a
 	}
 }
 
+// WaitBranch waits until the host of a site lists a branch of a volume, and returns the
+// newest one's name.
+func (s *Sites) WaitBranch(ctx context.Context, site, name string) (string, error) {
+	w, err := s.WaitVolume(ctx, site, name, func(w api.Where) bool { return len(w.Branches) > 0 })
+	if err != nil {
+		return "", err
+	}
+	return w.Branches[len(w.Branches)-1], nil
+}
+
 // WaitCurrent waits until a volume is complete at its owner, whose site is asked, and
 // until the sites hold all that the owner has. Nobody may be writing.
 func (s *Sites) WaitCurrent(ctx context.Context, owner, name string, sites ...string) error {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -176,7 +175,8 @@ func (t *tour) loseB(ctx context.Context) (err error) {
 	return nil
 }
 
-// healB lets site b come back, and looks at what it kept.
+// healB lets site b come back, and boots the guest on what it kept: a clone of the
+// branch.
 func (t *tour) healB(ctx context.Context) error {
 	if err := t.sites.Heal("b"); err != nil {
 		return err
@@ -184,26 +184,14 @@ func (t *tour) healB(ctx context.Context) error {
 	wait, cancel := context.WithTimeout(ctx, siteTimeout)
 	defer cancel()
 	began := time.Now()
-	for {
-		v, err := t.sites.Volume(wait, "c", volume)
-		if err != nil {
-			return err
-		}
-		if len(v.Where.Branches) > 0 {
-			return t.rescue(ctx, v.Where.Branches, time.Since(began))
-		}
-		select {
-		case <-wait.Done():
-			return fmt.Errorf("b came back, but registers no branch: %w", context.Cause(wait))
-		case <-time.After(100 * time.Millisecond):
-		}
+	branch, err := t.sites.WaitBranch(wait, "c", volume)
+	if err != nil {
+		return err
 	}
-}
-
-// rescue boots the guest on a clone of the branch.
-func (t *tour) rescue(ctx context.Context, branches []string, after time.Duration) error {
-	branch := slices.Max(branches)
-	t.say("b is back and stopped writing; after %.1f s what only it has is listed as %s", after.Seconds(), branch)
+	t.say("b is back and stopped writing; after %.1f s what only it has is listed as %s", time.Since(began).Seconds(), branch)
+	if _, err := t.sites.WaitBranch(wait, "b", volume); err != nil {
+		return err
+	}
 	if _, err := t.sites.Run(ctx, "b", "volume", "clone", branch, rescued); err != nil {
 		return err
 	}
