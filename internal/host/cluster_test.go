@@ -293,6 +293,7 @@ func copyAt(v api.Volume, host string) (found api.CopyInfo) {
 }
 
 func TestSites_VolumeIsPlacedReadAndMoved(t *testing.T) {
+	t.Parallel()
 	a, b, c := three(t)
 	ctx := t.Context()
 	if _, err := a.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 8 << 20}); err != nil {
@@ -354,6 +355,7 @@ func TestSites_VolumeIsPlacedReadAndMoved(t *testing.T) {
 }
 
 func TestSites_RemovalIsForTheOwnerToCarryOut(t *testing.T) {
+	t.Parallel()
 	a, b, c := three(t)
 	ctx := t.Context()
 	if err := importImage(b.Host, "base"); err != nil {
@@ -389,6 +391,7 @@ func TestSites_RemovalIsForTheOwnerToCarryOut(t *testing.T) {
 }
 
 func TestSites_PromoteKeepsWhatTheOldOwnerHad(t *testing.T) {
+	t.Parallel()
 	a, b, c := three(t)
 	ctx := t.Context()
 	if _, err := a.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 4 << 20}); err != nil {
@@ -455,6 +458,7 @@ func TestSites_PromoteKeepsWhatTheOldOwnerHad(t *testing.T) {
 }
 
 func TestSites_HostIsRemoved(t *testing.T) {
+	t.Parallel()
 	a, b, c := three(t)
 	ctx := t.Context()
 	if _, err := c.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 1 << 20}); err != nil {
@@ -500,6 +504,7 @@ func TestSites_HostIsRemoved(t *testing.T) {
 }
 
 func TestSites_OwnerWithoutAMajorityServesItsVolumes(t *testing.T) {
+	t.Parallel()
 	a, b, c := three(t)
 	ctx := t.Context()
 	if _, err := a.CreateVolume(ctx, api.CreateVolume{Name: "v", SizeBytes: 1 << 20}); err != nil {

@@ -228,8 +228,11 @@ func (c *clustered) propose(ctx context.Context, g meta.GroupID, op meta.Op) (re
 		}
 		return err
 	})
-	if decided {
+	switch {
+	case decided:
 		return result, err
+	case errors.Is(again, context.DeadlineExceeded) && !errors.Is(again, scstore.ErrIndeterminate): // nothing was sent
+		again = fmt.Errorf("%v: %w", again, scstore.ErrNoMajority)
 	}
 	return result, again
 }

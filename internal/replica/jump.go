@@ -91,6 +91,18 @@ func (g staging) ZeroBlocks(e scstore.Extent) error {
 // settle makes the table's head what a mark shows, when something is above it: by one
 // record, or, if a mark above it is still needed, by copying what differs. mu is held.
 func (r *Replica) settle(at scstore.Position) error {
+	err := r.rollBack(at)
+	if errors.Is(err, errRevert) {
+		err = r.revert(r.table, at, func(f func() error) error { return f() })
+	}
+	return err
+}
+
+// errRevert says that the head goes back by copying alone.
+var errRevert = errors.New("what is above is still needed")
+
+// rollBack is settle without the copying, which takes long. mu is held.
+func (r *Replica) rollBack(at scstore.Position) error {
 	marks := r.marks()
 	if n := len(marks); r.facts.Jump == nil && (n == 0 && at == scstore.Position{} || n > 0 && marks[n-1] == at) {
 		return nil
@@ -119,16 +131,13 @@ func (r *Replica) settle(at scstore.Position) error {
 	if !needed {
 		err = r.table.Rollback(sealedTag(at))
 	}
-	if errors.Is(err, scstore.ErrBusy) { // read, or a clone's base
-		err = r.revert(at)
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, scstore.ErrBusy): // also if it is read, or a clone's base
+		return errRevert // the facts say that the head is not that of the newest mark
+	case err != nil:
 		return err
 	}
 	r.facts.Jump = nil
-	if r.marks()[len(r.marks())-1] != at { // reverted: the head is not that of the newest mark
-		r.facts.Jump = &JumpFacts{From: at}
-	}
 	return r.save()
 }
 
@@ -148,19 +157,20 @@ func (r *Replica) unmarkJumps() error {
 	return nil
 }
 
-// revert writes what a mark shows over what was written since. mu is held.
-func (r *Replica) revert(at scstore.Position) error {
-	pin, err := r.table.At(sealedTag(at))
+// revert writes what a mark shows over what was written since, each step by do. mu is
+// held, or the jump whose do it is has the table.
+func (r *Replica) revert(t *block.Table, at scstore.Position, do func(func() error) error) error {
+	pin, err := t.At(sealedTag(at))
 	if err != nil {
 		return err
 	}
 	defer pin.Release()
-	v, err := volume.Open(volume.Options{ID: r.id, View: pin, Base: baseChain(r.table)})
+	v, err := volume.Open(volume.Options{ID: r.id, View: pin, Base: baseChain(t)})
 	if err != nil {
 		return err
 	}
-	whole := scstore.Extent{Count: uint64(r.table.SizeBytes()) / scstore.BlockSize}
-	list, err := volume.Changed(r.set.ctx, r.table, sealedTag(at), scstore.Tag{}, whole)
+	whole := scstore.Extent{Count: uint64(t.SizeBytes()) / scstore.BlockSize}
+	list, err := volume.Changed(r.set.ctx, t, sealedTag(at), scstore.Tag{}, whole)
 	if err != nil {
 		return err
 	}
@@ -168,13 +178,14 @@ func (r *Replica) revert(at scstore.Position) error {
 	for _, e := range list {
 		for e.Count > 0 {
 			part := scstore.Extent{First: e.First, Count: min(e.Count, copySpan)}
-			if err := copyBack(r.table, v, part, buf[:part.Count*scstore.BlockSize]); err != nil {
+			err := do(func() error { return copyBack(t, v, part, buf[:part.Count*scstore.BlockSize]) })
+			if err != nil {
 				return fmt.Errorf("volume %s back to %s: %w", r.id, at, err)
 			}
 			e.First, e.Count = part.End(), e.Count-part.Count
 		}
 	}
-	return r.table.Mark(jumpTag(at))
+	return do(func() error { return t.Mark(jumpTag(at)) })
 }
 
 func copyBack(t *block.Table, v *volume.Volume, part scstore.Extent, buf []byte) error {
@@ -315,7 +326,17 @@ func (r *Replica) stage(j *jump, p plan) (base propagate.Reader, head stagedTabl
 	}
 	resumed := r.facts.Jump != nil && *r.facts.Jump == JumpFacts{From: p.from, To: p.to}
 	if !resumed {
-		if err := r.settle(p.from); err != nil {
+		err := r.rollBack(p.from)
+		if errors.Is(err, errRevert) { // it takes long: the review goes on meanwhile
+			t := r.table
+			r.mu.Unlock()
+			err = r.revert(t, p.from, j.do)
+			r.mu.Lock()
+		}
+		if err == nil && r.jump != j {
+			err = errStopped
+		}
+		if err != nil {
 			return nil, head, nil, err
 		}
 		r.facts.Jump = &JumpFacts{From: p.from, To: p.to}

@@ -141,7 +141,7 @@ func TestMove_AConnectionAtTheTargetWaitsAndGoesOn(t *testing.T) {
 		var early Device
 		w.refusing(func(_ meta.DiskID, op meta.Op) error {
 			if _, ok := op.(meta.HandOff); ok && early == nil {
-				d, err := b.set.Open(context.Background(), vol)
+				d, err := b.set.Open(t.Context(), vol)
 				if err != nil {
 					t.Errorf("open at the target: %v", err)
 				}
@@ -303,7 +303,7 @@ func restartInDoubt(t *testing.T, w *moveWorld, want map[uint64]uint64) {
 	})
 	failed := make(chan error, 1)
 	go func() {
-		_, err := a.set.Move(context.Background(), vol, b.disk, MoveOptions{}, nil)
+		_, err := a.set.Move(t.Context(), vol, b.disk, MoveOptions{}, nil)
 		failed <- err
 	}()
 	<-doubt
@@ -362,7 +362,6 @@ func TestMove_TheTargetRestartsAfterTheEntry(t *testing.T) {
 		first := map[uint64]uint64{0: 1, 5: 2}
 		a.write(vol, first)
 		w.losing(func(_, _ meta.DiskID, kind quicnet.Kind) bool { return kind == KindRelease })
-		b.set.log.Debug("the target hears of nothing from here on")
 		w.refusing(func(_ meta.DiskID, op meta.Op) error {
 			if _, ok := op.(meta.HandOff); ok {
 				b.mu.Lock()

@@ -194,7 +194,7 @@ func (p *promotion) tryOwner(ctx context.Context) error {
 	if p.begun || p.stuck {
 		return nil
 	}
-	err := error(nil)
+	var err error
 	if p.owner != p.set.o.Disk {
 		_, err = p.set.alive(ctx, p.owner, p.id)
 	}

@@ -422,7 +422,7 @@ func (s *source) result(ctx context.Context) (MoveReport, error) {
 		select {
 		case <-s.done:
 		case <-s.doubt:
-			return report, scstore.Hint(fmt.Errorf("%v, in doubt: %w", context.Cause(ctx), scstore.ErrIndeterminate),
+			return report, scstore.Hint(fmt.Errorf("in doubt, %v: %w", context.Cause(ctx), scstore.ErrIndeterminate),
 				"the volume waits until the log has decided, which it does by itself; see volume info")
 		}
 	}
