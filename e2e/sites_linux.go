@@ -249,8 +249,18 @@ func (s *Sites) WaitVolume(ctx context.Context, site, name string, wanted func(a
 	}
 }
 
-// WaitCurrent waits until the sites hold all of a volume that its owner has, which
-// the owner's site is asked for. Nobody may be writing.
+// WaitBranch waits until the host of a site lists a branch of a volume, and returns the
+// newest one's name.
+func (s *Sites) WaitBranch(ctx context.Context, site, name string) (string, error) {
+	w, err := s.WaitVolume(ctx, site, name, func(w api.Where) bool { return len(w.Branches) > 0 })
+	if err != nil {
+		return "", err
+	}
+	return w.Branches[len(w.Branches)-1], nil
+}
+
+// WaitCurrent waits until a volume is complete at its owner, whose site is asked, and
+// until the sites hold all that the owner has. Nobody may be writing.
 func (s *Sites) WaitCurrent(ctx context.Context, owner, name string, sites ...string) error {
 	_, err := s.WaitVolume(ctx, owner, name, func(w api.Where) bool {
 		for _, site := range sites {
@@ -258,7 +268,7 @@ func (s *Sites) WaitCurrent(ctx context.Context, owner, name string, sites ...st
 				return false
 			}
 		}
-		return w.OnlyBytes == 0 && w.Tether == nil
+		return w.Tether == nil && (len(sites) == 0 || w.OnlyBytes == 0)
 	})
 	return err
 }

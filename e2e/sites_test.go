@@ -93,6 +93,7 @@ func TestSites_ReplicasBecomeEqual(t *testing.T) {
 	at(t, s, "a", "image", "import", file, "base")
 	at(t, s, "a", "volume", "create", "disk", "--from", "base")
 	at(t, s, "a", "placement", "set", "disk", "--replicas", "b,c")
+	tool(t, "qemu-io", "-f", "raw", "-c", "write -P 1 0 4k", "-c", "flush", s.Host("a").URL("disk")) // what is placed is what was written
 	waitCurrent(t, s, "a", "disk", "b", "c")
 	compare := func() {
 		t.Helper()
@@ -101,6 +102,7 @@ func TestSites_ReplicasBecomeEqual(t *testing.T) {
 		}
 	}
 	compare()
+	tool(t, "qemu-io", "-f", "raw", "-c", "write -P 1 0 4k", file)
 	tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", file, s.Host("c").URL("disk"))
 
 	// What changes later follows: data, zeros, holes.
@@ -172,7 +174,7 @@ func TestSites_EveryAcknowledgedWriteIsThereAfterAMove(t *testing.T) {
 		if err := report.AfterKill(); err != nil || report.Written == 0 {
 			t.Fatalf("round %d, %s to %s: %d blocks written, %v", round, owner, to, report.Written, err)
 		}
-		t.Logf("%s to %s: pause %.0f ms, round trip %.0f ms, %d KiB missing", owner, to, r.PauseMs, r.RTTMs, r.MissingBytes/kib)
+		t.Logf("%s to %s: pause %.0f ms of %.0f, round trip %.0f ms, %d KiB missing, read in %.1f s", owner, to, r.PauseMs, r.TotalMs, r.RTTMs, r.MissingBytes/kib, report.Seconds)
 		if _, err := toolError(t, "qemu-io", "-f", "raw", "-c", "write 0 4k", s.Host(owner).URL("disk")); err == nil {
 			t.Errorf("round %d: the old owner takes writes", round)
 		}

@@ -32,19 +32,20 @@ const activeState = "active"
 func (e *environ) waitReady(ctx context.Context, c *api.Client, timeout time.Duration) error {
 	limit, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	said := ""
+	last, said := fmt.Errorf("no answer: %w", scstore.ErrUnreachable), ""
 	for {
 		s, err := getState(limit, c)
 		if err == nil {
 			err = notReady(s)
 		}
-		if err == nil {
+		switch {
+		case err == nil:
 			return e.printState(s)
-		}
-		if !errors.Is(err, context.DeadlineExceeded) {
-			if !passes(err) {
-				return err
-			}
+		case errors.Is(err, context.DeadlineExceeded): // in the middle of a question
+		case !passes(err):
+			return err
+		default:
+			last = err
 			if text := oneLine(err.Error()); text != said {
 				e.talk("wait: %s", text)
 				said = text
@@ -54,7 +55,7 @@ func (e *environ) waitReady(ctx context.Context, c *api.Client, timeout time.Dur
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-limit.Done():
-			return tooLate(err, timeout)
+			return tooLate(last, timeout)
 		case <-time.After(waitInterval):
 		}
 	}
@@ -72,9 +73,6 @@ func passes(err error) bool {
 
 // tooLate says what was in the way when the time was over.
 func tooLate(err error, timeout time.Duration) error {
-	if errors.Is(err, context.DeadlineExceeded) { // in the middle of a question
-		err = fmt.Errorf("no answer: %w", scstore.ErrUnreachable)
-	}
 	err = fmt.Errorf("not ready after %s: %w", timeout, err)
 	if _, advised := errors.AsType[*scstore.HintError](err); advised {
 		return err

@@ -23,6 +23,9 @@ func printWhere(line func(key, format string, args ...any), w api.Where) {
 	if w.OnlyBytes > 0 {
 		line("only there", "%s at %s alone, the oldest for %s", humanSize(w.OnlyBytes), owner, milliseconds(w.OnlyForMs))
 	}
+	if w.Unknown != "" {
+		line("not known", "%s", w.Unknown)
+	}
 	if t := w.Tether; t != nil {
 		left := "time left is not known"
 		if t.EtaMs > 0 {

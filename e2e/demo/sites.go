@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +17,9 @@ const (
 	siteRTT     = 80 * time.Millisecond
 	siteBits    = 200_000_000 // a second, each direction of each pair of sites
 	siteTimeout = 60 * time.Second
-	rescued     = "rescued"
+	// writesBeforeCut is how long the guest writes before its site is cut off.
+	writesBeforeCut = 4 * time.Second
+	rescued         = "rescued"
 )
 
 // threeSites is the second act: the disk moves, is copied, and survives its owner.
@@ -137,8 +138,10 @@ func (t *tour) loseB(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.kill()) }()
-	if _, err := m.writeMore(ctx, recordsBetween); err != nil {
-		return err
+	for began := time.Now(); time.Since(began) < writesBeforeCut; {
+		if _, err := m.writeMore(ctx, recordsBetween); err != nil {
+			return err
+		}
 	}
 	if err := t.sites.Cut("b"); err != nil {
 		return err
@@ -172,7 +175,8 @@ func (t *tour) loseB(ctx context.Context) (err error) {
 	return nil
 }
 
-// healB lets site b come back, and looks at what it kept.
+// healB lets site b come back, and boots the guest on what it kept: a clone of the
+// branch.
 func (t *tour) healB(ctx context.Context) error {
 	if err := t.sites.Heal("b"); err != nil {
 		return err
@@ -180,26 +184,14 @@ func (t *tour) healB(ctx context.Context) error {
 	wait, cancel := context.WithTimeout(ctx, siteTimeout)
 	defer cancel()
 	began := time.Now()
-	for {
-		v, err := t.sites.Volume(wait, "c", volume)
-		if err != nil {
-			return err
-		}
-		if len(v.Where.Branches) > 0 {
-			return t.rescue(ctx, v.Where.Branches, time.Since(began))
-		}
-		select {
-		case <-wait.Done():
-			return fmt.Errorf("b came back, but registers no branch: %w", context.Cause(wait))
-		case <-time.After(100 * time.Millisecond):
-		}
+	branch, err := t.sites.WaitBranch(wait, "c", volume)
+	if err != nil {
+		return err
 	}
-}
-
-// rescue boots the guest on a clone of the branch.
-func (t *tour) rescue(ctx context.Context, branches []string, after time.Duration) error {
-	branch := slices.Max(branches)
-	t.say("b is back and stopped writing; after %.1f s what only it has is listed as %s", after.Seconds(), branch)
+	t.say("b is back and stopped writing; after %.1f s what only it has is listed as %s", time.Since(began).Seconds(), branch)
+	if _, err := t.sites.WaitBranch(wait, "b", volume); err != nil {
+		return err
+	}
 	if _, err := t.sites.Run(ctx, "b", "volume", "clone", branch, rescued); err != nil {
 		return err
 	}

@@ -241,14 +241,15 @@ func (s *Set) startJump(r *Replica, p plan) {
 		r.mu.Lock()
 		idle := r.jump == nil && r.facts.Fence == 0 && r.target == nil && r.device == nil && len(r.facts.Left) == 0
 		var j *jump
+		jumping := ctx
 		if idle {
-			j, ctx = r.beginJump(ctx, p.from, p.to)
+			j, jumping = r.beginJump(ctx, p.from, p.to)
 		}
 		r.mu.Unlock()
 		if !idle {
 			return
 		}
-		err := s.runJump(ctx, r, j, p)
+		err := s.runJump(jumping, r, j, p)
 		r.mu.Lock()
 		stopped := r.jump != j
 		r.endJump(j)
