@@ -45,6 +45,7 @@ echo "@error no disk"; exec poweroff -f
 const diskInit = `#!/bin/sh
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t tmpfs run /run
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
+stty -echo # what is typed is not part of what is said
 count() { awk '$0 != "record " NR { exit } { good = NR } END { print good + 0 }' /records; }
 echo "@booted $(uname -r)"
 [ -e /records ] || : >/records
