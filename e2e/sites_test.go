@@ -146,8 +146,11 @@ func loadUntilCutOff(ctx context.Context, url string, seed uint64, journal *benc
 		URL: url, Connections: 2, QueueDepth: 8, ReadPercent: 30, ZeroPercent: 10, FlushEvery: 40,
 		Duration: sitesPatience, Seed: seed, Journal: journal,
 	})
-	if err == nil || errors.Is(err, scstore.ErrCorrupt) || result.Writes == 0 || result.Flushes == 0 {
-		return fmt.Errorf("load: %+v, %v", result, err)
+	if err == nil {
+		return fmt.Errorf("load: it ended by itself: %+v", result)
+	}
+	if errors.Is(err, scstore.ErrCorrupt) || result.Writes == 0 || result.Flushes == 0 {
+		return fmt.Errorf("load: %+v: %w", result, err)
 	}
 	return errCutOff
 }

@@ -120,9 +120,9 @@ func (m *machine) wait(ctx context.Context, wanted func(event) bool) (event, err
 // word returns what waits for a word.
 func word(w string) func(event) bool { return func(e event) bool { return e.word == w } }
 
-// writeMore waits until the guest has acknowledged more records.
-func (m *machine) writeMore(ctx context.Context, records int) (event, error) {
-	target := m.acked + records
+// writeMore waits until the guest has acknowledged recordsBetween more records.
+func (m *machine) writeMore(ctx context.Context) (event, error) {
+	target := m.acked + recordsBetween
 	return m.wait(ctx, func(event) bool { return m.acked >= target })
 }
 

@@ -191,14 +191,14 @@ func (t *tour) writeAndKill(ctx context.Context) (err error) {
 		return err
 	}
 	for range t.kills {
-		if _, err := m.writeMore(ctx, recordsBetween); err != nil {
+		if _, err := m.writeMore(ctx); err != nil {
 			return err
 		}
 		if err := t.killOnce(ctx, m); err != nil {
 			return err
 		}
 	}
-	last, err := m.writeMore(ctx, recordsBetween)
+	last, err := m.writeMore(ctx)
 	if err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func (t *tour) writeAndStop(ctx context.Context, site string) (err error) {
 	if m.found > 0 {
 		t.say("the guest at %s found all %d records", site, m.found)
 	}
-	if _, err := m.writeMore(ctx, recordsBetween); err != nil {
+	if _, err := m.writeMore(ctx); err != nil {
 		return err
 	}
 	found, err := m.finish(ctx)
@@ -139,7 +139,7 @@ func (t *tour) loseB(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, m.kill()) }()
 	for began := time.Now(); time.Since(began) < writesBeforeCut; {
-		if _, err := m.writeMore(ctx, recordsBetween); err != nil {
+		if _, err := m.writeMore(ctx); err != nil {
 			return err
 		}
 	}
@@ -147,7 +147,7 @@ func (t *tour) loseB(ctx context.Context) (err error) {
 		return err
 	}
 	atCut := m.acked
-	if _, err := m.writeMore(ctx, recordsBetween); err != nil {
+	if _, err := m.writeMore(ctx); err != nil {
 		return err
 	}
 	t.say("b was cut off at record %d; its guest goes on, and has written %d", atCut, m.acked)
