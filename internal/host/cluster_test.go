@@ -29,7 +29,7 @@ type running struct {
 func serveHost(t *testing.T, o Options) running {
 	t.Helper()
 	if o.Dir == "" {
-		dir, err := os.MkdirTemp("", "scs") // short enough for sockets
+		dir, err := os.MkdirTemp("", "scs") //nolint:usetesting // T.TempDir is too long for sockets
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -55,7 +55,7 @@ type answer struct {
 
 // last reports whether no line follows.
 func (a *answer) last() bool {
-	return a.Error != nil || a.Removal != nil || a.Volume != nil || a.Line.Move != nil
+	return a.Error != nil || a.Removal != nil || a.Volume != nil || a.Move != nil
 }
 
 // parseCall reads a call from another host. Errors: ErrInvalid, ErrVersion for a method
@@ -228,7 +228,7 @@ func (c *clustered) answer(ctx context.Context, w io.Writer, what call) error {
 	case methodMove:
 		var r api.MoveReport
 		r, err = c.h.Move(ctx, what.Name, what.Move, progress)
-		a.Line.Move = &r
+		a.Move = &r
 	}
 	if err != nil {
 		return refuse(w, err)

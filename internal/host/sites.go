@@ -173,8 +173,8 @@ func (h *Host) Move(ctx context.Context, name string, req api.Move, progress fun
 		return api.MoveReport{}, err
 	}
 	a, elsewhere, err := h.forward(ctx, p, call{Method: methodMove, Name: name, Move: req}, progress)
-	if elsewhere && err == nil && a.Line.Move != nil {
-		return *a.Line.Move, nil
+	if elsewhere && err == nil && a.Move != nil {
+		return *a.Move, nil
 	}
 	var out api.MoveReport
 	if !elsewhere {

@@ -257,15 +257,14 @@ func (r *Replica) size() int64 {
 	return r.facts.SizeBytes
 }
 
-// hold returns what the doors of a hand-off's target have: its requests wait at the
-// gate until this host owns the volume. mu is held.
-func (r *Replica) hold() Device {
+// hold makes what the doors of a hand-off's target have: its requests wait at the gate
+// until this host owns the volume. mu is held.
+func (r *Replica) hold() {
 	if r.device == nil {
 		r.openDevice()
 		_ = r.gate.Pause(context.Background()) // nobody is inside
 		r.endReaders(fmt.Errorf("volume %s is being handed over to this host: %w", r.id, scstore.ErrBusy))
 	}
-	return r.device
 }
 
 // unhold ends what hold began, unless this host came to own the volume. mu is held.

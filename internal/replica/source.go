@@ -328,17 +328,14 @@ func (s *source) nameStart() bool {
 	s.mu.Lock()
 	s.at = at
 	s.mu.Unlock()
-	if !s.set.moves.start(func(ctx context.Context) {
+	return s.set.moves.start(func(ctx context.Context) {
 		defer close(s.led)
 		ctx, cancel := context.WithTimeout(ctx, leadPatience)
 		defer cancel()
 		if err := s.set.o.Log.Lead(ctx, s.group, s.set.o.Disk, s.to); err != nil {
 			s.set.log.Info("the leader stays where it is: the move takes longer", "group", uint64(s.group), "err", err)
 		}
-	}) {
-		return false
-	}
-	return true
+	})
 }
 
 // takeReady takes READY.
@@ -422,7 +419,7 @@ func (s *source) result(ctx context.Context) (MoveReport, error) {
 		select {
 		case <-s.done:
 		case <-s.doubt:
-			return report, scstore.Hint(fmt.Errorf("in doubt, %v: %w", context.Cause(ctx), scstore.ErrIndeterminate),
+			return report, scstore.Hint(fmt.Errorf("in doubt, %s: %w", context.Cause(ctx).Error(), scstore.ErrIndeterminate),
 				"the volume waits until the log has decided, which it does by itself; see volume info")
 		}
 	}
