@@ -26,6 +26,7 @@
 //	POST   /v1/tokens                       NewToken -> Token
 //	DELETE /v1/hosts/NAME?force=1&dry_run=1             HostRemoval
 //	GET    /metrics                         Prometheus text
+//	GET    /debug/pprof/...                 profiles of the process (go tool pprof)
 //
 // A NAME is one path segment: its slashes are escaped as %2F. Where it is a volume's it
 // may be a snapshot's, VOLUME@SNAPSHOT, which can be read and removed. An error is a JSON

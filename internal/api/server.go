@@ -146,6 +146,7 @@ func (s *Server) routes(g prometheus.Gatherer) http.Handler {
 	}
 	mux.HandleFunc("PUT /v1/images/{name}/data", s.importImage)
 	s.sitesRoutes(mux)
+	profileRoutes(mux)
 	if g != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
 	}
