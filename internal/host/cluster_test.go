@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -41,9 +40,6 @@ func serveHost(t *testing.T, o Options) running {
 		o.Dir = dir
 	}
 	o.Version, o.Listen = "test", "127.0.0.1:0"
-	if os.Getenv("HOSTLOG") != "" {
-		o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("on", o.Name)
-	}
 	h, err := Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
