@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"scstore"
 	"scstore/consensus/meta"
@@ -13,8 +14,14 @@ import (
 	"scstore/internal/replica"
 )
 
-// linkTries is how often a name is proposed while nobody says what became of it.
-const linkTries = 3
+const (
+	// linkTries is how often a name is proposed while nobody says what became of it.
+	linkTries = 3
+	// ownerPatience is how long who opens a volume waits for the right to write that this
+	// host has by the log already.
+	ownerPatience = 2 * time.Second
+	ownerPeriod   = 10 * time.Millisecond
+)
 
 // create makes a volume that this host writes, and then its name: what a crash leaves in
 // between has no name, and is swept.
@@ -148,7 +155,7 @@ func (c *clustered) open(ctx context.Context, p place, conn bool) (*use, error) 
 // device opens what a name means: a volume as it is now, the others at their position.
 func (c *clustered) device(ctx context.Context, p place) (replica.Device, error) {
 	if p.branch == nil && p.snap == nil && p.Kind == meta.KindVolume {
-		return c.replicas.Open(ctx, p.ID)
+		return c.live(ctx, p)
 	}
 	id, at := p.baseOf()
 	d, err := c.replicas.OpenAt(ctx, id, at)
@@ -159,6 +166,29 @@ func (c *clustered) device(ctx context.Context, p place) (replica.Device, error)
 		return nil, scstore.Hint(err, "use it at a host that has it (scstore volume info %s), or place it at this site: scstore placement set %s --replicas SITE,...", p.Name, p.Name)
 	}
 	return d, err
+}
+
+// live opens a volume as it is now. Where this host has just been given the right to
+// write, it waits a moment until that is open: who connects would be thrown out by it.
+func (c *clustered) live(ctx context.Context, p place) (replica.Device, error) {
+	again := time.NewTicker(ownerPeriod)
+	defer again.Stop()
+	for until := time.Now().Add(ownerPatience); ; {
+		d, err := c.replicas.Open(ctx, p.ID)
+		if err != nil || !d.ReadOnly() || time.Now().After(until) {
+			return d, err
+		}
+		var t meta.Tenure
+		if err := c.view(p.group, func(s *meta.State) { t, _ = s.Holder(p.ID) }); err != nil || t.Holder != c.h.disk() || t.Phase == meta.PhaseRevoked {
+			return d, nil // it is written elsewhere, as far as this host can tell
+		}
+		d.Release()
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // source opens a view of one moment: of a volume that this host writes as it is now, of
