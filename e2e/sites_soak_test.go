@@ -40,9 +40,6 @@ func TestSites_HandOffPauses(t *testing.T) {
 	check(t, fill.Close())
 	c := &chain{blocks: 64}
 	owner, other := "a", "b"
-	at(t, s, owner, "placement", "set", "disk", "--replicas", "b")
-	waitCurrent(t, s, owner, "disk", other)
-	at(t, s, owner, "placement", "set", "disk", "--replicas", "")
 	var pauses []time.Duration
 	var short int
 	for round := range soakPauses {

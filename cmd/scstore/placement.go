@@ -27,10 +27,10 @@ they are.
   lazy   a copy knows what is newest, and fetches a block when it is read
 
 --failover manual: nobody takes over by itself when the owner is gone; scstore volume
-promote does. An empty list of sites (--replicas "") ends all copies but the owner's.`,
+promote does. To end the copies at other sites, name that of the owner alone.`,
 		Args: exactArgs("VOL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !cmd.Flags().Changed("replicas") {
+			if len(p.Sites) == 0 {
 				return usageError(cmd, "--replicas SITE,... is needed")
 			}
 			return e.withClient(func(c *api.Client) error {

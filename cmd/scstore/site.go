@@ -124,9 +124,9 @@ func newHostRemove(e *environ) *cobra.Command {
 		Use:   "remove NAME",
 		Short: "take a host out of the cluster for good",
 		Long: `Take a host out of the cluster for good: it no longer counts for a majority, its
-certificate is refused, and its copies are forgotten. It cannot come back; what is in
-its folder can still be served alone, for reading. For a host that only was stopped,
-do nothing: it catches up by itself when it is started.
+certificate is refused, and its copies are forgotten. It cannot come back; its machine
+can, with an empty folder and a new token. For a host that only was stopped, do nothing:
+it catches up by itself when it is started.
 
 If the newest bytes of a volume are at that host alone, it is not removed: move or
 promote the volume first, or say --force, which gives those bytes up.`,
