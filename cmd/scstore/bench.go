@@ -65,6 +65,7 @@ that no acknowledged write is lost.`,
 	f.StringSliceVar(&o.Metrics, "metric", nil, "measure these alone: "+strings.Join(bench.MetricNames(), ", "))
 	f.StringVar(&workingSet, "working-set", "", "size of what is written (default 8G, with --quick 1G)")
 	f.DurationVar(&o.WriteTime, "write-time", 0, "length of the random writes (default 1m, with --quick 5s)")
+	f.BoolVar(&o.NoFio, "no-fio", false, "leave fio's own figures out, which stand beside those of our load")
 	f.Uint64Var(&o.Seed, "seed", 0, "seed of what is random")
 	return cmd
 }
