@@ -380,7 +380,10 @@ func (c *Cluster) ask(bounded context.Context, id GroupID, read func() error) er
 func (g *group) tryBarrier(ctx, bounded context.Context) error {
 	var request *dragonboat.RequestState
 	err := g.c.call(func(host *dragonboat.NodeHost) (err error) {
-		request, err = host.ReadIndex(uint64(g.id), g.c.timeLeft(bounded))
+		// A request that goes to a leader who is gone is never answered: the next one
+		// goes to its successor.
+		attempt := time.Duration(g.c.options.ElectionTicks) * g.c.options.TickInterval
+		request, err = host.ReadIndex(uint64(g.id), min(g.c.timeLeft(bounded), attempt))
 		return err
 	})
 	if err != nil {

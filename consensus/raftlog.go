@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -26,8 +25,8 @@ func setRaftLogger(l *slog.Logger) {
 	})
 }
 
-// raftLogger turns the library's messages into records. Its infos are debug here:
-// they speak of its inner life.
+// raftLogger turns the library's messages into records. Its infos and warnings are
+// debug here: they speak of its inner life, such as an election at each start.
 type raftLogger struct{ part string }
 
 func (raftLogger) SetLevel(logger.LogLevel) {}
@@ -37,18 +36,14 @@ func (l raftLogger) log(level slog.Level, format string, args []any) {
 	if sink == nil || !sink.Enabled(context.Background(), level) {
 		return
 	}
-	text := fmt.Sprintf(format, args...)
-	if level == slog.LevelWarn && (strings.HasPrefix(text, "mutual TLS disabled") || strings.HasPrefix(text, "StaleRead called")) {
-		level = slog.LevelDebug // the transport is encrypted by other means
-	}
-	sink.Log(context.Background(), level, "raft", "part", l.part, "text", text)
+	sink.Log(context.Background(), level, "raft", "part", l.part, "text", fmt.Sprintf(format, args...))
 }
 
 func (l raftLogger) Debugf(format string, args ...any) { l.log(slog.LevelDebug, format, args) }
 
 func (l raftLogger) Infof(format string, args ...any) { l.log(slog.LevelDebug, format, args) }
 
-func (l raftLogger) Warningf(format string, args ...any) { l.log(slog.LevelWarn, format, args) }
+func (l raftLogger) Warningf(format string, args ...any) { l.log(slog.LevelDebug, format, args) }
 
 func (l raftLogger) Errorf(format string, args ...any) { l.log(slog.LevelError, format, args) }
 

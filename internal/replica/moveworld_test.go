@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -548,9 +549,7 @@ func (h *moveHost) copyAt(id scstore.VolumeID, disk meta.DiskID) (at, head scsto
 func merged(list ...map[uint64]uint64) map[uint64]uint64 {
 	all := map[uint64]uint64{}
 	for _, m := range list {
-		for at, n := range m {
-			all[at] = n
-		}
+		maps.Copy(all, m)
 	}
 	return all
 }

@@ -334,7 +334,7 @@ func (p *promotion) candidate(st *meta.State, reachable []meta.DiskID) (c choice
 // is exact; how much they wrote is known only where somebody has their map.
 func (p *promotion) lossOf(report *PromoteReport) {
 	report.Epochs = uint64(report.Head.Epoch - report.Position.Epoch)
-	report.Unknown = fmt.Sprintf("what host %s wrote after %s and did not commit", p.owner, report.Head)
+	report.Unknown = fmt.Sprintf("what its owner wrote after %s and did not commit", report.Head)
 	if report.Epochs == 0 {
 		report.Bytes, report.Extents, report.Seconds = new(int64), new(uint64), new(float64)
 		return
