@@ -234,8 +234,10 @@ func TestSites_APromoteSaysWhatItLeavesOutAndKeepsIt(t *testing.T) {
 	if !strings.HasPrefix(branch, "disk@diverged-") {
 		t.Errorf("the branch is called %q", branch)
 	}
-	if !strings.Contains(at(t, s, "b", "volume", "ls"), branch) || !strings.Contains(at(t, s, "c", "volume", "info", "disk"), branch) {
-		t.Errorf("the branch %q is not listed", branch)
+	for site, command := range map[string]string{"b": "ls", "c": "info disk"} { // b may learn of it later
+		eventually(t, sitesPatience, "the branch "+branch+" is not listed at "+site, func() bool {
+			return strings.Contains(at(t, s, site, append([]string{"volume"}, strings.Fields(command)...)...), branch)
+		})
 	}
 	before.expect(t, s.Host("a").URL(branch), before.acked, before.acked+1)
 	after.expect(t, s.Host("c").URL("disk"), after.acked, after.acked)

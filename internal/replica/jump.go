@@ -98,13 +98,24 @@ func (r *Replica) settle(at scstore.Position) error {
 	return err
 }
 
+// headAt reports whether the table's head is what the mark of a position shows: what
+// settle leaves. mu is held.
+func (r *Replica) headAt(at scstore.Position) bool {
+	if j := r.facts.Jump; j != nil {
+		return j.From == at && j.To == scstore.Position{} && r.table.Marked(jumpTag(at))
+	}
+	marks := r.marks()
+	n := len(marks)
+	return n == 0 && at == scstore.Position{} || n > 0 && marks[n-1] == at
+}
+
 // errRevert says that the head goes back by copying alone.
 var errRevert = errors.New("what is above is still needed")
 
 // rollBack is settle without the copying, which takes long. mu is held.
 func (r *Replica) rollBack(at scstore.Position) error {
 	marks := r.marks()
-	if n := len(marks); r.facts.Jump == nil && (n == 0 && at == scstore.Position{} || n > 0 && marks[n-1] == at) {
+	if r.facts.Jump == nil && r.headAt(at) {
 		return nil
 	}
 	i := slices.Index(marks, at)

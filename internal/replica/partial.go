@@ -105,7 +105,10 @@ func (r *Replica) beginMap(ctx context.Context, at scstore.Position, rec meta.Re
 		return nil, ctx, nil, fmt.Errorf("volume %s is written here: %w", r.id, scstore.ErrBusy)
 	}
 	if r.table != nil && r.table.Marked(sealedTag(at)) && at != (scstore.Position{}) {
-		return nil, ctx, nil, nil
+		if r.headAt(at) {
+			return nil, ctx, nil, nil
+		}
+		return nil, ctx, nil, r.settle(at) // what follows is written above it
 	}
 	if err := r.makeTable(rec.SizeBytes, rec.Base, rec.BasePosition); err != nil {
 		return nil, ctx, nil, err

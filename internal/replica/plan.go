@@ -167,7 +167,7 @@ func (s *Set) plan(r *Replica, st *meta.State, wants []scstore.Position) (plan, 
 	}
 	history := st.History(r.id)
 	p := plan{from: r.newestOf(history), size: rec.SizeBytes, base: rec.Base, baseAt: rec.BasePosition}
-	p.to = s.pinned(r, st, history)
+	p.to = s.pinned(r, st, history, p.from, wants)
 	if p.to == (scstore.Position{}) {
 		p.to = r.nextTarget(st, history, p.from, s.placed(r, st), wants)
 	}
@@ -236,12 +236,13 @@ func (s *Set) pinID(id scstore.VolumeID, at scstore.Position) (pin meta.PinID) {
 }
 
 // pinned returns the target that this disk has a lease on, and gives up leases on what is
-// here already. mu is held.
-func (s *Set) pinned(r *Replica, st *meta.State, history []meta.Point) (to scstore.Position) {
+// here already, or older than what is served here and wanted by no clone. mu is held.
+func (s *Set) pinned(r *Replica, st *meta.State, history []meta.Point, served scstore.Position, wants []scstore.Position) (to scstore.Position) {
 	for _, pin := range st.Pins(r.id) {
 		switch {
 		case pin.Kind != meta.PinJump || pin.Disk != s.o.Disk:
-		case r.facts.holds(pin.Position) || !inHistory(history, pin.Position):
+		case r.facts.holds(pin.Position) || !inHistory(history, pin.Position),
+			pin.Position.Compare(served) < 0 && !slices.Contains(wants, pin.Position):
 			s.ask("unpin"+r.id.String(), r.group, meta.DropPin{ID: r.id, Pin: pin.ID})
 		default:
 			to = pin.Position

@@ -174,9 +174,14 @@ func (r *Replica) adopt(fence scstore.Fence, start scstore.Position) error {
 	}
 	if r.facts.Fence == 0 {
 		r.stopJump()
-		if err := r.settle(start); err != nil {
+		err := r.settle(start)
+		if err == nil {
+			err = r.unmarkJumps()
+		}
+		if err != nil {
 			return fmt.Errorf("own volume %s: %w", r.id, err)
 		}
+		r.facts.Jump = nil // if the head went back by copying, the next epoch has that, too
 	}
 	old := r.facts
 	r.facts.Fence, r.facts.Head, r.facts.Pending, r.facts.Draining = fence, start, nil, nil

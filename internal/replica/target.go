@@ -394,8 +394,8 @@ func (r *Replica) land(v releaseVolume, at scstore.Position) error {
 		return fmt.Errorf("the table changed meanwhile: %w", scstore.ErrBusy)
 	case final == at || r.table.Marked(sealedTag(final)):
 		return nil
-	case at != (scstore.Position{}) && !r.table.Marked(sealedTag(at)):
-		return fmt.Errorf("the map of %s is gone: %w", at, scstore.ErrNotFound)
+	case !r.headAt(at):
+		return fmt.Errorf("the map of %s is not at the head any more: %w", at, scstore.ErrNotFound)
 	}
 	r.facts.Jump = &JumpFacts{From: at, To: final, Map: true} // what a crash leaves of it has to go
 	if err := r.save(); err != nil {
