@@ -125,7 +125,9 @@ func (h *Host) forward(ctx context.Context, p place, c call, progress func(done,
 		return answer{}, true, scstore.Hint(fmt.Errorf("%q is written by host %s now: %w", p.Name, name, scstore.ErrBusy), "try again")
 	}
 	a, err = h.cluster.send(ctx, p.Holder, c, progress)
-	if err != nil {
+	if err == nil {
+		h.cluster.seeToo(ctx, p.group)
+	} else {
 		err = fmt.Errorf("host %s, which writes %q: %w", name, p.Name, err)
 		hint, hinted := errors.AsType[*scstore.HintError](err)
 		switch {
@@ -138,6 +140,16 @@ func (h *Host) forward(ctx context.Context, p place, c call, progress func(done,
 		}
 	}
 	return a, true, err
+}
+
+// seeToo has this host apply what another one's answer speaks of, so that who asked here
+// sees it here, too.
+func (c *clustered) seeToo(ctx context.Context, g meta.GroupID) {
+	for _, id := range []meta.GroupID{meta.GroupNamespace, g} {
+		if err := c.log.Read(ctx, id, func(*meta.State) {}); err != nil {
+			c.h.log.Debug("what was done elsewhere may not show here yet", "group", uint64(id), "err", err)
+		}
+	}
 }
 
 // send has another host carry a call out.

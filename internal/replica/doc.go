@@ -19,6 +19,8 @@
 //	   history is proposed again as it is (Facts.Pending)
 //	I6 a version is dropped only if nothing needs it (prune), and not before a report of
 //	   this start was applied
+//	I7 what follows a position is written to the table while its head shows that position
+//	   (headAt); a mark alone does not say so, for a copy may have gone elsewhere since
 //
 // Lock order: the log's, within View; Replica.mu; moves.mu; then that of a hand-off, or
 // Set.mu. None is held while the network or the log is waited for; Replica.mu is held over
