@@ -164,6 +164,24 @@ func Changed(ctx context.Context, t Changes, from, to scstore.Tag, window scstor
 	return set.list, nil
 }
 
+// ChangedBytes counts the bytes of the blocks that were written between two marks of a
+// table, exactly. Tags and errors as for Changed.
+func ChangedBytes(ctx context.Context, t Changes, from, to scstore.Tag) (bytes int64, err error) {
+	for start := scstore.BlockIndex(0); ; {
+		part, err := t.Changed(ctx, from, to, start, changedBatch)
+		if err != nil {
+			return 0, err
+		}
+		for _, e := range part {
+			bytes += int64(e.Count) * scstore.BlockSize
+		}
+		if len(part) < changedBatch {
+			return bytes, nil
+		}
+		start = part[len(part)-1].End()
+	}
+}
+
 // DigestExtents returns the root over the spans that the extents touch, in the content
 // that the chain shows, nearest first: what the manifest of an epoch that changed them
 // would have. Errors: ErrCorrupt, a *MissingError.

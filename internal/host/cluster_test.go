@@ -145,8 +145,11 @@ func TestCluster_OfOneHost(t *testing.T) {
 	if _, err := a.CreateVolume(ctx, api.CreateVolume{Name: "guest", From: "base", SizeBytes: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Rollback(ctx, "v@one", api.RemoveOptions{Force: true}, nil); !errors.Is(err, scstore.ErrInvalid) {
-		t.Errorf("rollback: got %v, want a refusal", err)
+	if r, err := a.Rollback(ctx, "v@one", api.RemoveOptions{DryRun: true, Force: true}, nil); err != nil || r.LostBytes < 10000 || r.ClosedConns != 1 {
+		t.Errorf("dry run of a rollback: got %+v, %v", r, err)
+	}
+	if _, err := a.Rollback(ctx, "v@one", api.RemoveOptions{}, nil); !errors.Is(err, scstore.ErrBusy) {
+		t.Errorf("rollback under a connection: got %v, want ErrBusy", err)
 	}
 	if v := a.mustGet(t, "v"); v.Where == nil || v.Where.Owner != "a" || v.Where.Here != "owner" || len(v.Snapshots) != 1 || v.Connections != 1 {
 		t.Errorf("got %+v, where %+v", v, v.Where)
@@ -348,6 +351,17 @@ func TestSites_VolumeIsPlacedReadAndMoved(t *testing.T) {
 	if v := c.mustGet(t, "v"); v.Where.Owner != "b" || v.Where.Site != "fra" {
 		t.Errorf("c says %+v", v.Where)
 	}
+
+	// So is a rollback, and copies follow it.
+	r, err := c.Rollback(ctx, "v@one", api.RemoveOptions{Force: true}, func(int64, int64) {})
+	if err != nil || r.ClosedConns != 1 || r.LostBytes != 1<<20 {
+		t.Fatalf("got %+v, %v", r, err)
+	}
+	check(t, b.dial(t, "v"), fill(1, 1<<20), 4096)
+	eventually(t, "a follows the rollback", func() bool {
+		return b.mustGet(t, "v").Where.OnlyBytes == 0 && copyAt(a.mustGet(t, "v"), "a").Current
+	})
+	check(t, a.dial(t, "v"), fill(1, 1<<20), 4096)
 }
 
 func TestSites_RemovalIsForTheOwnerToCarryOut(t *testing.T) {
@@ -556,7 +570,7 @@ func FuzzParseCall(f *testing.F) {
 	f.Add([]byte(`{"method":"remove","kind":"volume","name":"v","remove":{"Force":true}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := parseCall(text)
-		if err == nil && c.Method != methodSnapshot && c.Method != methodRemove && c.Method != methodMove && c.Method != methodInfo {
+		if err == nil && c.Method != methodSnapshot && c.Method != methodRollback && c.Method != methodRemove && c.Method != methodMove && c.Method != methodInfo {
 			t.Errorf("method %q", c.Method)
 		}
 	})

@@ -33,6 +33,7 @@ const (
 // The methods of calls.
 const (
 	methodSnapshot = "snapshot"
+	methodRollback = "rollback"
 	methodRemove   = "remove"
 	methodMove     = "move"
 	methodInfo     = "info" // what the owner alone knows of a volume
@@ -55,7 +56,7 @@ type answer struct {
 
 // last reports whether no line follows.
 func (a *answer) last() bool {
-	return a.Error != nil || a.Removal != nil || a.Volume != nil || a.Move != nil
+	return a.Error != nil || a.Removal != nil || a.Volume != nil || a.Rollback != nil || a.Move != nil
 }
 
 // parseCall reads a call from another host. Errors: ErrInvalid, ErrVersion for a method
@@ -73,7 +74,7 @@ func parseCall(text []byte) (call, error) {
 		return c, fmt.Errorf("read a call: more than one: %w", scstore.ErrInvalid)
 	}
 	switch c.Method {
-	case methodSnapshot, methodRemove, methodMove, methodInfo:
+	case methodSnapshot, methodRollback, methodRemove, methodMove, methodInfo:
 		return c, nil
 	}
 	return c, fmt.Errorf("call %q: %w", c.Method, scstore.ErrVersion)
@@ -233,6 +234,10 @@ func (c *clustered) answer(ctx context.Context, w io.Writer, what call) error {
 		var v api.Volume
 		v, err = c.h.Get(ctx, api.KindVolume, what.Name)
 		a.Volume = &v
+	case methodRollback:
+		var r api.Rollback
+		r, err = c.h.Rollback(ctx, what.Name, what.Remove, progress)
+		a.Rollback = &r
 	case methodRemove:
 		var r api.Removal
 		r, err = c.h.Remove(ctx, what.Kind, what.Name, what.Remove)

@@ -176,46 +176,22 @@ func (l *local) sealVolume(ctx context.Context, v *volume.Volume, op meta.Snapsh
 }
 
 // rollback makes a volume what it was at p's snapshot.
-func (l *local) rollback(ctx context.Context, p place, o api.RemoveOptions, progress func(done, total int64)) (api.Rollback, error) {
-	whole := place{entry: p.entry}
-	v := l.h.describe(whole, nil)
-	out := api.Rollback{Snapshot: p.name(), DryRun: o.DryRun, ClosedConns: v.Connections}
-	var later []string
-	for _, s := range v.Snapshots {
-		if s.Position.Compare(p.snap.Position) > 0 {
-			later = append(later, p.Name+"@"+s.Name)
-		}
-	}
+func (l *local) rollback(ctx context.Context, p place, s *slot, progress func(done, total int64)) error {
 	t, err := l.h.blocks.Table(p.ID)
-	switch {
-	case err != nil:
-		return out, err
-	case len(later) > 0:
-		return out, scstore.Hint(fmt.Errorf("%d snapshots are later: %w", len(later), scstore.ErrBusy), "remove them first: %s", some(later))
-	case v.Connections > 0 && !o.Force:
-		return out, connected(v)
-	}
-	if out.LostBytes, err = writtenSince(ctx, t, snapshotTag(p.snap.Position)); err != nil || o.DryRun {
-		return out, err
-	}
-	s := l.h.slot(whole.key())
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if out.ClosedConns, err = l.h.drain(ctx, s, o.Force); err != nil {
-		return out, err
+	if err != nil {
+		return err
 	}
 	if s.v == nil {
-		if err := l.openVolume(ctx, s, whole); err != nil {
-			return out, err
+		if err := l.openVolume(ctx, s, place{entry: p.entry}); err != nil {
+			return err
 		}
 	}
 	if err := t.Rollback(snapshotTag(p.snap.Position)); err != nil {
-		return out, err
+		return err
 	}
-	l.h.log.Info("volume rolled back", "volume", p.Name, "snapshot", p.snap.Name, "bytes", out.LostBytes)
 	// The content is as it was. A crash before the epoch is committed leaves it to the
 	// next seal, which names the whole volume.
-	return out, l.commitRollback(ctx, s.v, p, progress)
+	return l.commitRollback(ctx, s.v, p, progress)
 }
 
 // commitRollback makes an epoch of the snapshot's content.
@@ -233,20 +209,11 @@ func (l *local) commitRollback(ctx context.Context, v *volume.Volume, p place, p
 	return v.Committed(m.Position)
 }
 
-// writtenSince counts the bytes of blocks that were written since a mark.
-func writtenSince(ctx context.Context, t *block.Table, since scstore.Tag) (bytes int64, err error) {
-	const batch = 4096
-	for start := scstore.BlockIndex(0); ; {
-		list, err := t.Changed(ctx, since, scstore.Tag{}, start, batch)
-		if err != nil {
-			return 0, err
-		}
-		for _, e := range list {
-			bytes += int64(e.Count) * scstore.BlockSize
-		}
-		if len(list) < batch {
-			return bytes, nil
-		}
-		start = list[len(list)-1].End()
+// writtenSince counts the bytes of blocks that were written since p's snapshot.
+func (l *local) writtenSince(ctx context.Context, p place) (int64, error) {
+	t, err := l.h.blocks.Table(p.ID)
+	if err != nil {
+		return 0, err
 	}
+	return volume.ChangedBytes(ctx, t, snapshotTag(p.snap.Position), scstore.Tag{})
 }

@@ -263,8 +263,12 @@ func (c *clustered) seal(ctx context.Context, _ place, op meta.Snapshot, progres
 	return err
 }
 
-// rollback is for a host alone.
-func (c *clustered) rollback(_ context.Context, p place, _ api.RemoveOptions, _ func(done, total int64)) (api.Rollback, error) {
-	return api.Rollback{}, scstore.Hint(fmt.Errorf("not yet with several sites: %w", scstore.ErrInvalid),
-		"make a volume of the snapshot: scstore volume clone %s NEW", p.name())
+// writtenSince counts the bytes of blocks that were written since p's snapshot.
+func (c *clustered) writtenSince(ctx context.Context, p place) (int64, error) {
+	return c.replicas.WrittenSince(ctx, p.ID, p.snap.Position)
+}
+
+// rollback makes a volume what it was at p's snapshot.
+func (c *clustered) rollback(ctx context.Context, p place, _ *slot, progress func(done, total int64)) error {
+	return c.replicas.RollBack(ctx, p.ID, p.snap.Position, progress)
 }

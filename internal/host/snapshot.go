@@ -52,10 +52,49 @@ func (h *Host) Rollback(ctx context.Context, name string, o api.RemoveOptions, p
 	}
 	var out api.Rollback
 	if err == nil {
-		out, err = h.volumes.rollback(ctx, p, o, progress)
+		out, err = h.rollback(ctx, p, o, progress)
 	}
 	if err != nil {
 		return out, fmt.Errorf("roll back to %q: %w", name, err)
 	}
+	return out, nil
+}
+
+func (h *Host) rollback(ctx context.Context, p place, o api.RemoveOptions, progress func(done, total int64)) (api.Rollback, error) {
+	line, elsewhere, err := h.forward(ctx, p, call{Method: methodRollback, Name: p.name(), Remove: o}, progress)
+	if elsewhere {
+		if err == nil && line.Rollback != nil {
+			return *line.Rollback, nil
+		}
+		return api.Rollback{}, err
+	}
+	whole := place{entry: p.entry}
+	v := h.describe(whole, nil)
+	out := api.Rollback{Snapshot: p.name(), DryRun: o.DryRun, ClosedConns: v.Connections}
+	var later []string
+	for _, s := range v.Snapshots {
+		if s.Position.Compare(p.snap.Position) > 0 {
+			later = append(later, p.Name+"@"+s.Name)
+		}
+	}
+	switch {
+	case len(later) > 0:
+		return out, scstore.Hint(fmt.Errorf("%d snapshots are later: %w", len(later), scstore.ErrBusy), "remove them first: %s", some(later))
+	case v.Connections > 0 && !o.Force:
+		return out, connected(v)
+	}
+	if out.LostBytes, err = h.volumes.writtenSince(ctx, p); err != nil || o.DryRun {
+		return out, err
+	}
+	s := h.slot(whole.key())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if out.ClosedConns, err = h.drain(ctx, s, o.Force); err != nil {
+		return out, err
+	}
+	if err := h.volumes.rollback(ctx, p, s, progress); err != nil {
+		return out, err
+	}
+	h.log.Info("volume rolled back", "volume", p.Name, "snapshot", p.snap.Name, "bytes", out.LostBytes)
 	return out, nil
 }

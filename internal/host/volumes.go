@@ -35,8 +35,11 @@ type opener interface {
 	source(ctx context.Context, p place, u *use) (api.Source, error)
 	// seal ends the open epoch, commits it and names it, durably.
 	seal(ctx context.Context, p place, op meta.Snapshot, progress func(done, total int64)) error
-	// rollback makes a volume what it was at p's snapshot.
-	rollback(ctx context.Context, p place, o api.RemoveOptions, progress func(done, total int64)) (api.Rollback, error)
+	// writtenSince counts the bytes of blocks that were written since p's snapshot.
+	writtenSince(ctx context.Context, p place) (int64, error)
+	// rollback makes a volume what it was at p's snapshot, durably. Precondition: s, of the
+	// volume itself, is held and drained.
+	rollback(ctx context.Context, p place, s *slot, progress func(done, total int64)) error
 	// remove takes a name that nobody uses, and then the data. Precondition: s.mu is
 	// held, and s is drained.
 	remove(ctx context.Context, p place, s *slot) error

@@ -37,11 +37,17 @@ func (r *Replica) lose(forks []meta.Fork, t meta.Tenure) {
 	if r.v != nil {
 		r.v.Revoke(max(t.Fence, r.facts.Fence+1)) // from here on nothing is acknowledged
 	}
-	if r.waiting(forks) {
-		if err := r.surrender(); err != nil { // the review tries again
-			r.set.log.Error("what was written under a lost fence can't be kept yet", "volume", r.id, "fence", uint64(r.facts.Fence), "err", err)
-			return
-		}
+	var err error
+	if r.facts.Jump != nil { // a rollback is under way: what it has copied so far goes
+		r.stopJump()
+		err = r.settle(r.facts.Head)
+	}
+	if err == nil && r.waiting(forks) {
+		err = r.surrender()
+	}
+	if err != nil { // the review tries again
+		r.set.log.Error("what was written under a lost fence can't be kept yet", "volume", r.id, "fence", uint64(r.facts.Fence), "err", err)
+		return
 	}
 	r.endTenure(cause)
 }

@@ -33,6 +33,11 @@ func remoteIn(ctx context.Context, t *block.Table, window scstore.Extent) (list 
 	return list, nil
 }
 
+// wholeOf returns all blocks of a volume of some bytes.
+func wholeOf(sizeBytes int64) scstore.Extent {
+	return scstore.Extent{Count: uint64(sizeBytes) / scstore.BlockSize}
+}
+
 // intersect returns what is in both lists, which ascend.
 func intersect(a, b []scstore.Extent) (out []scstore.Extent) {
 	for len(a) > 0 && len(b) > 0 {

@@ -93,7 +93,7 @@ func (g staging) ZeroBlocks(e scstore.Extent) error {
 func (r *Replica) settle(at scstore.Position) error {
 	err := r.rollBack(at)
 	if errors.Is(err, errRevert) {
-		err = r.revert(r.table, at, func(f func() error) error { return f() })
+		err = r.revertTo(r.set.ctx, r.table, at, func(f func() error) error { return f() })
 	}
 	return err
 }
@@ -168,9 +168,18 @@ func (r *Replica) unmarkJumps() error {
 	return nil
 }
 
-// revert writes what a mark shows over what was written since, each step by do. mu is
-// held, or the jump whose do it is has the table.
-func (r *Replica) revert(t *block.Table, at scstore.Position, do func(func() error) error) error {
+// revertTo makes the head what the mark of a position shows, by copying, and says so with a
+// mark. As for revert.
+func (r *Replica) revertTo(ctx context.Context, t *block.Table, at scstore.Position, do func(func() error) error) error {
+	if err := r.revert(ctx, t, at, do, nil); err != nil {
+		return err
+	}
+	return do(func() error { return t.Mark(jumpTag(at)) })
+}
+
+// revert writes what a mark shows over what was written since, each step by do. progress,
+// if not nil, is told the bytes. mu is held, or the jump whose do it is has the table.
+func (r *Replica) revert(ctx context.Context, t *block.Table, at scstore.Position, do func(func() error) error, progress func(done, total int64)) error {
 	pin, err := t.At(sealedTag(at))
 	if err != nil {
 		return err
@@ -180,34 +189,54 @@ func (r *Replica) revert(t *block.Table, at scstore.Position, do func(func() err
 	if err != nil {
 		return err
 	}
-	whole := scstore.Extent{Count: uint64(t.SizeBytes()) / scstore.BlockSize}
-	list, err := volume.Changed(r.set.ctx, t, sealedTag(at), scstore.Tag{}, whole)
+	list, err := volume.Changed(ctx, t, sealedTag(at), scstore.Tag{}, wholeOf(t.SizeBytes()))
 	if err != nil {
 		return err
 	}
+	done, total := int64(0), int64(countBlocks(list))*scstore.BlockSize
 	buf := make([]byte, copySpan*scstore.BlockSize)
 	for _, e := range list {
 		for e.Count > 0 {
 			part := scstore.Extent{First: e.First, Count: min(e.Count, copySpan)}
-			err := do(func() error { return copyBack(t, v, part, buf[:part.Count*scstore.BlockSize]) })
+			err := context.Cause(ctx)
+			if err == nil {
+				err = do(func() error { return copyBack(t, v, part, buf[:part.Count*scstore.BlockSize]) })
+			}
 			if err != nil {
 				return fmt.Errorf("volume %s back to %s: %w", r.id, at, err)
 			}
 			e.First, e.Count = part.End(), e.Count-part.Count
+			if done += int64(part.Count) * scstore.BlockSize; progress != nil {
+				progress(done, total)
+			}
 		}
 	}
-	return do(func() error { return t.Mark(jumpTag(at)) })
+	return nil
 }
 
+// copyBack writes a part of a volume to a table's head; what holds no data there holds
+// none here.
 func copyBack(t *block.Table, v *volume.Volume, part scstore.Extent, buf []byte) error {
-	holes, err := v.ReadAt(buf, part.First.Offset(), nil)
+	off := part.First.Offset()
+	holes, err := v.ReadAt(buf, off, nil)
 	if err != nil {
 		return err
 	}
-	if len(holes) == 1 && holes[0].Length == int64(len(buf)) {
-		return t.ZeroBlocks(part, false)
+	at := off
+	for _, hole := range append(holes, scstore.Range{Offset: off + int64(len(buf))}) {
+		if hole.Offset > at {
+			if err := t.WriteBlocks(scstore.BlockIndex(at/scstore.BlockSize), buf[at-off:hole.Offset-off]); err != nil {
+				return err
+			}
+		}
+		if at = hole.Offset + hole.Length; hole.Length > 0 {
+			e := scstore.Extent{First: scstore.BlockIndex(hole.Offset / scstore.BlockSize), Count: uint64(hole.Length) / scstore.BlockSize}
+			if err := t.ZeroBlocks(e, false); err != nil {
+				return err
+			}
+		}
 	}
-	return t.WriteBlocks(part.First, buf)
+	return nil
 }
 
 // makeTable makes what a volume's blocks go to, if it is not here. Its base is here. mu
@@ -341,7 +370,7 @@ func (r *Replica) stage(j *jump, p plan) (base propagate.Reader, head stagedTabl
 		if errors.Is(err, errRevert) { // it takes long: the review goes on meanwhile
 			t := r.table
 			r.mu.Unlock()
-			err = r.revert(t, p.from, j.do)
+			err = r.revertTo(r.set.ctx, t, p.from, j.do)
 			r.mu.Lock()
 		}
 		if err == nil && r.jump != j {

@@ -383,6 +383,8 @@ func (s *Set) owns(r *Replica) error {
 		return scstore.Hint(fmt.Errorf("this host does not write it: %w", scstore.ErrBusy), "see volume info for the host that does")
 	case r.source != nil || r.target != nil || r.facts.Draining != nil:
 		return scstore.Hint(fmt.Errorf("another move is under way: %w", scstore.ErrBusy), "wait for it to end")
+	case r.jump != nil:
+		return scstore.Hint(fmt.Errorf("it is being rolled back: %w", scstore.ErrBusy), "wait for it to end")
 	case r.v == nil:
 		return fmt.Errorf("it is not open for writing: %w", scstore.ErrBusy)
 	}
@@ -400,9 +402,9 @@ func (s *Set) newMove(r *Replica, to meta.DiskID) (*source, error) {
 	}
 	src := s.newSource(id, r.groupID(), to, []*Replica{r})
 	r.mu.Lock()
-	if r.source != nil || r.target != nil || r.facts.Fence == 0 {
+	if r.source != nil || r.target != nil || r.jump != nil || r.facts.Fence == 0 {
 		r.mu.Unlock()
-		return nil, fmt.Errorf("another move is under way: %w", scstore.ErrBusy)
+		return nil, fmt.Errorf("another move or a rollback is under way: %w", scstore.ErrBusy)
 	}
 	r.source = src
 	src.fences = []scstore.Fence{r.facts.Fence}

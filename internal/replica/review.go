@@ -262,7 +262,8 @@ func (s *Set) act(v sight) {
 	t := v.tenure
 	mine := t.Holder == s.o.Disk && t.Phase != meta.PhaseRevoked && t.Fence > r.facts.Floor &&
 		(r.facts.Fence == 0 || v.renewed && r.facts.Fence < t.Fence)
-	if mine && r.source == nil && r.target == nil && len(r.facts.Left) == 0 && r.facts.Draining == nil {
+	rolling := r.facts.Fence != 0 && r.jump != nil // its end has the review look again
+	if mine && !rolling && r.source == nil && r.target == nil && len(r.facts.Left) == 0 && r.facts.Draining == nil {
 		if r.table != nil && (v.start == scstore.Position{} || r.table.Marked(sealedTag(v.start))) {
 			if err := r.adopt(t.Fence, v.start); err != nil {
 				s.log.Error("a volume that this host writes is not served yet", "volume", r.id, "fence", uint64(t.Fence), "err", err)

@@ -72,7 +72,8 @@ func (r *Replica) sealLocked(ctx context.Context, always bool, progress func(don
 		return Point{}, false, fmt.Errorf("seal volume %s: %w", r.id, scstore.ErrFenced)
 	}
 	r.facts.Pending = append(r.facts.Pending, p)
-	r.facts.Head = p.Position
+	// What a rollback wrote stays.
+	r.facts.Head, r.facts.Jump = p.Position, nil
 	if missing && r.facts.Partial == (scstore.Position{}) && r.baseComplete() { // filled meanwhile: that took its mark along
 		p.Complete = true
 		r.facts.Pending[len(r.facts.Pending)-1].Complete = true
@@ -206,13 +207,7 @@ func (s *Set) snapshot(ctx context.Context, id scstore.VolumeID, name string, pr
 		return scstore.Position{}, err
 	}
 	s.wakeUp()
-	err = r.wait(ctx, func() (bool, error) {
-		if r.facts.Fence == 0 {
-			return false, scstore.ErrFenced
-		}
-		return !slices.ContainsFunc(r.facts.Pending, func(o Point) bool { return o.Position == p.Position }), nil
-	})
-	if err != nil {
+	if err := r.waitCommitted(ctx, p.Position); err != nil {
 		return scstore.Position{}, err
 	}
 	op.Position = p.Position
@@ -220,4 +215,14 @@ func (s *Set) snapshot(ctx context.Context, id scstore.VolumeID, name string, pr
 		return scstore.Position{}, err
 	}
 	return p.Position, nil
+}
+
+// waitCommitted waits until a sealed epoch is in the history.
+func (r *Replica) waitCommitted(ctx context.Context, at scstore.Position) error {
+	return r.wait(ctx, func() (bool, error) {
+		if r.facts.Fence == 0 {
+			return false, scstore.ErrFenced
+		}
+		return !slices.ContainsFunc(r.facts.Pending, func(o Point) bool { return o.Position == at }), nil
+	})
 }

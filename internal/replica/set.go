@@ -150,6 +150,11 @@ func (r *Replica) load() error {
 		}
 		r.facts.Jump = nil
 	}
+	if r.facts.Fence != 0 && r.facts.Jump != nil { // of a rollback that did not come to its end
+		if err := r.settle(r.facts.Head); err != nil {
+			return err
+		}
+	}
 	if r.facts.Fence != 0 && r.facts.Draining == nil {
 		return r.serve()
 	}
