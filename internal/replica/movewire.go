@@ -1,9 +1,6 @@
 package replica
 
 import (
-	"encoding/binary"
-	"fmt"
-
 	"scstore"
 	"scstore/consensus/meta"
 )
@@ -124,365 +121,132 @@ type aliveMsg struct {
 	OpenBytes    int64            // written after Head
 }
 
-// beginMessage begins a message.
-func beginMessage(magic string) []byte { return append([]byte(magic), moveVersion, 0, 0, 0) }
-
-func appendAt(b []byte, p scstore.Position) []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, uint64(p.Fence)), uint64(p.Epoch))
-}
-
-// appendExtents appends extents that ascend and do not touch.
-func appendExtents(b []byte, extents []scstore.Extent) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(len(extents)))
-	at := scstore.BlockIndex(0)
-	for _, e := range extents {
-		b = binary.AppendUvarint(b, uint64(e.First-at))
-		b = binary.AppendUvarint(b, e.Count)
-		at = e.End()
-	}
-	return b
-}
-
-// moveReader reads a message from its front.
-type moveReader struct {
-	b      []byte
-	failed bool
-}
-
-// openMessage begins to read a message. Errors: ErrVersion, ErrCorrupt.
-func openMessage(magic string, b []byte) (*moveReader, error) {
-	if len(b) < 8 || string(b[:4]) != magic {
-		return nil, fmt.Errorf("parse %s: no such message: %w", magic, scstore.ErrCorrupt)
-	}
-	if b[4] != moveVersion {
-		return nil, fmt.Errorf("parse %s: version %d, this host knows %d: %w", magic, b[4], moveVersion, scstore.ErrVersion)
-	}
-	return &moveReader{b: b[8:], failed: b[5] != 0 || b[6] != 0 || b[7] != 0}, nil
-}
-
-// end reports what is wrong with a message, once all of it should have been read.
-func (f *moveReader) end(magic string) error {
-	if f.failed || len(f.b) > 0 {
-		return fmt.Errorf("parse %s: malformed, or %d bytes too many: %w", magic, len(f.b), scstore.ErrCorrupt)
-	}
-	return nil
-}
-
-func (f *moveReader) take(n int) []byte {
-	if f.failed || n > len(f.b) {
-		f.failed = true
-		return nil
-	}
-	field := f.b[:n:n]
-	f.b = f.b[n:]
-	return field
-}
-
-func (f *moveReader) uint8() uint8 {
-	if b := f.take(1); b != nil {
-		return b[0]
-	}
-	return 0
-}
-
-func (f *moveReader) uint16() uint16 {
-	if b := f.take(2); b != nil {
-		return binary.BigEndian.Uint16(b)
-	}
-	return 0
-}
-
-func (f *moveReader) uint32() uint32 {
-	if b := f.take(4); b != nil {
-		return binary.BigEndian.Uint32(b)
-	}
-	return 0
-}
-
-func (f *moveReader) uint64() uint64 {
-	if b := f.take(8); b != nil {
-		return binary.BigEndian.Uint64(b)
-	}
-	return 0
-}
-
-// bytes reads a count of bytes.
-func (f *moveReader) bytes() int64 {
-	n := f.uint64()
-	if n > scstore.MaxVolumeBytes {
-		f.failed = true
-		return 0
-	}
-	return int64(n)
-}
-
-// size reads the size of a volume.
-func (f *moveReader) size() int64 {
-	n := f.bytes()
-	if n == 0 || n%scstore.BlockSize != 0 {
-		f.failed = true
-	}
-	return n
-}
-
-func (f *moveReader) handOff() (id meta.HandOffID) {
-	copy(id[:], f.take(len(id)))
-	f.failed = f.failed || id.IsZero()
-	return id
-}
-
-func (f *moveReader) volume() (id scstore.VolumeID) {
-	copy(id[:], f.take(len(id)))
-	f.failed = f.failed || id.IsZero()
-	return id
-}
-
-func (f *moveReader) digest() (d scstore.Digest) {
-	copy(d[:], f.take(len(d)))
-	return d
-}
-
-func (f *moveReader) position() scstore.Position {
-	return scstore.Position{Fence: scstore.Fence(f.uint64()), Epoch: scstore.Epoch(f.uint64())}
-}
-
-// uvarint reads an uvarint in its shortest form.
-func (f *moveReader) uvarint() uint64 {
-	v, n := binary.Uvarint(f.b)
-	if n <= 0 || n > 1 && f.b[n-1] == 0 {
-		f.failed = true
-		return 0
-	}
-	f.b = f.b[n:]
-	return v
-}
-
-// extents reads extents of a volume of that many blocks.
-func (f *moveReader) extents(blocks uint64) []scstore.Extent {
-	n := int(f.uint32())
-	if n > MaxReleaseExtents || 2*n > len(f.b) {
-		f.failed = true
-	}
-	if f.failed || n == 0 {
-		return nil
-	}
-	out := make([]scstore.Extent, 0, n)
-	at := uint64(0)
-	for range n {
-		gap, count := f.uvarint(), f.uvarint()
-		if f.failed || count == 0 || gap == 0 && len(out) > 0 || gap > maxVolumeBlocks || count > maxVolumeBlocks || at+gap+count > blocks {
-			f.failed = true
-			return nil
-		}
-		out = append(out, scstore.Extent{First: scstore.BlockIndex(at + gap), Count: count})
-		at += gap + count
-	}
-	return out
-}
-
-// volumes reads how many volumes follow, and each of them.
-func (f *moveReader) volumes(one func() scstore.VolumeID) {
-	n := int(f.uint16())
-	if n == 0 || n > meta.MaxMoveVolumes {
-		f.failed = true
-		return
-	}
-	var last scstore.VolumeID
-	for range n {
-		if f.failed {
-			return
-		}
-		id := one()
-		if string(id[:]) <= string(last[:]) {
-			f.failed = true
-		}
-		last = id
-	}
-}
-
-// AppendTo appends the message.
-func (m prepareMsg) AppendTo(b []byte) []byte {
-	b = append(b, beginMessage(magicPrepare)...)
-	b = append(b, m.ID[:]...)
-	b = binary.BigEndian.AppendUint64(b, uint64(m.Group))
-	b = binary.BigEndian.AppendUint16(b, uint16(len(m.Volumes)))
-	for _, v := range m.Volumes {
-		b = append(b, v.ID[:]...)
-		b = binary.BigEndian.AppendUint64(b, uint64(v.SizeBytes))
-		b = binary.BigEndian.AppendUint64(b, uint64(v.Fence))
-		b = appendAt(b, v.At)
-	}
-	return b
-}
-
-// parsePrepare reads a PREPARE. Errors: ErrVersion, ErrCorrupt.
-func parsePrepare(b []byte) (prepareMsg, error) {
-	f, err := openMessage(magicPrepare, b)
-	if err != nil {
-		return prepareMsg{}, err
-	}
-	m := prepareMsg{ID: f.handOff(), Group: meta.GroupID(f.uint64())}
-	f.volumes(func() scstore.VolumeID {
-		v := preparedVolume{ID: f.volume(), SizeBytes: f.size(), Fence: scstore.Fence(f.uint64()), At: f.position()}
-		m.Volumes = append(m.Volumes, v)
+// wire walks the message's fields.
+func (m *prepareMsg) wire(c *moveCodec) {
+	c.handOff(&m.ID)
+	number(c, &m.Group)
+	volumes(c, &m.Volumes, func(v *preparedVolume) scstore.VolumeID {
+		c.volume(&v.ID)
+		c.size(&v.SizeBytes)
+		number(c, &v.Fence)
+		c.position(&v.At)
 		return v.ID
 	})
-	return m, f.end(magicPrepare)
+}
+
+func (m *readyMsg) wire(c *moveCodec) {
+	c.handOff(&m.ID)
+	volumes(c, &m.Volumes, func(v *readyVolume) scstore.VolumeID {
+		c.volume(&v.ID)
+		c.position(&v.At)
+		return v.ID
+	})
+}
+
+func (m *releaseMsg) wire(c *moveCodec) {
+	c.handOff(&m.ID)
+	number(c, &m.Group)
+	total := 0
+	volumes(c, &m.Volumes, func(v *releaseVolume) scstore.VolumeID {
+		c.volume(&v.ID)
+		c.size(&v.SizeBytes)
+		number(c, &v.Fence)
+		c.position(&v.Final.Parent)
+		c.position(&v.Final.Position)
+		c.fixed(v.Final.Digest[:])
+		c.position(&v.From)
+		c.extents(&v.Changed, uint64(v.SizeBytes)/scstore.BlockSize)
+		total += len(v.Changed)
+		c.require(total <= MaxReleaseExtents)
+		return v.ID
+	})
+}
+
+func (m *holdsAsk) wire(c *moveCodec) {
+	c.volume(&m.Volume)
+	number(c, &m.Group)
+	number(c, &m.Fence)
+}
+
+func (m *holdsMsg) wire(c *moveCodec) {
+	c.positions(&m.Complete, MaxHeldPositions)
+	c.position(&m.Mapped)
+	number(c, &m.Blocks)
+	number(c, &m.Extents)
+	c.require(m.Blocks <= maxVolumeBlocks && m.Extents <= m.Blocks && (m.Mapped != scstore.Position{} || m.Blocks == 0))
+}
+
+func (m *aliveAsk) wire(c *moveCodec) { c.volume(&m.Volume) }
+
+func (m *aliveMsg) wire(c *moveCodec) {
+	c.flag(&m.Owns)
+	number(c, &m.Fence)
+	c.position(&m.Head)
+	c.bytes(&m.MissingBytes)
+	c.bytes(&m.OpenBytes)
 }
 
 // AppendTo appends the message.
-func (m readyMsg) AppendTo(b []byte) []byte {
-	b = append(b, beginMessage(magicReady)...)
-	b = append(b, m.ID[:]...)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(m.Volumes)))
-	for _, v := range m.Volumes {
-		b = appendAt(append(b, v.ID[:]...), v.At)
-	}
-	return b
+func (m prepareMsg) AppendTo(b []byte) []byte { return appendMessage(b, magicPrepare, m.wire) }
+
+// AppendTo appends the message.
+func (m readyMsg) AppendTo(b []byte) []byte { return appendMessage(b, magicReady, m.wire) }
+
+// AppendTo appends the message. Precondition: at most MaxReleaseExtents in all.
+func (m releaseMsg) AppendTo(b []byte) []byte { return appendMessage(b, magicRelease, m.wire) }
+
+// AppendTo appends the message.
+func (m holdsAsk) AppendTo(b []byte) []byte { return appendMessage(b, magicHoldsAsk, m.wire) }
+
+// AppendTo appends the message. Precondition: at most MaxHeldPositions.
+func (m holdsMsg) AppendTo(b []byte) []byte { return appendMessage(b, magicHolds, m.wire) }
+
+// AppendTo appends the message.
+func (m aliveAsk) AppendTo(b []byte) []byte { return appendMessage(b, magicAliveAsk, m.wire) }
+
+// AppendTo appends the message.
+func (m aliveMsg) AppendTo(b []byte) []byte { return appendMessage(b, magicAlive, m.wire) }
+
+// parsePrepare reads a PREPARE. Errors: ErrVersion, ErrCorrupt.
+func parsePrepare(b []byte) (m prepareMsg, err error) {
+	err = parseMessage(magicPrepare, b, m.wire)
+	return m, err
 }
 
 // parseReady reads a READY. Errors: ErrVersion, ErrCorrupt.
-func parseReady(b []byte) (readyMsg, error) {
-	f, err := openMessage(magicReady, b)
-	if err != nil {
-		return readyMsg{}, err
-	}
-	m := readyMsg{ID: f.handOff()}
-	f.volumes(func() scstore.VolumeID {
-		v := readyVolume{ID: f.volume(), At: f.position()}
-		m.Volumes = append(m.Volumes, v)
-		return v.ID
-	})
-	return m, f.end(magicReady)
-}
-
-// AppendTo appends the message. Precondition: at most MaxReleaseExtents in all.
-func (m releaseMsg) AppendTo(b []byte) []byte {
-	b = append(b, beginMessage(magicRelease)...)
-	b = append(b, m.ID[:]...)
-	b = binary.BigEndian.AppendUint64(b, uint64(m.Group))
-	b = binary.BigEndian.AppendUint16(b, uint16(len(m.Volumes)))
-	for _, v := range m.Volumes {
-		b = append(b, v.ID[:]...)
-		b = binary.BigEndian.AppendUint64(b, uint64(v.SizeBytes))
-		b = binary.BigEndian.AppendUint64(b, uint64(v.Fence))
-		b = appendAt(appendAt(b, v.Final.Parent), v.Final.Position)
-		b = append(b, v.Final.Digest[:]...)
-		b = appendExtents(appendAt(b, v.From), v.Changed)
-	}
-	return b
+func parseReady(b []byte) (m readyMsg, err error) {
+	err = parseMessage(magicReady, b, m.wire)
+	return m, err
 }
 
 // parseRelease reads a RELEASE. Errors: ErrVersion, ErrCorrupt.
-func parseRelease(b []byte) (releaseMsg, error) {
-	f, err := openMessage(magicRelease, b)
-	if err != nil {
-		return releaseMsg{}, err
-	}
-	m := releaseMsg{ID: f.handOff(), Group: meta.GroupID(f.uint64())}
-	total := 0
-	f.volumes(func() scstore.VolumeID {
-		v := releaseVolume{ID: f.volume(), SizeBytes: f.size(), Fence: scstore.Fence(f.uint64())}
-		v.Final = Point{Parent: f.position(), Position: f.position(), Digest: f.digest()}
-		v.From = f.position()
-		v.Changed = f.extents(uint64(v.SizeBytes) / scstore.BlockSize)
-		if total += len(v.Changed); total > MaxReleaseExtents {
-			f.failed = true
-		}
-		m.Volumes = append(m.Volumes, v)
-		return v.ID
-	})
-	return m, f.end(magicRelease)
-}
-
-// AppendTo appends the message.
-func (m holdsAsk) AppendTo(b []byte) []byte {
-	b = append(append(b, beginMessage(magicHoldsAsk)...), m.Volume[:]...)
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, uint64(m.Group)), uint64(m.Fence))
+func parseRelease(b []byte) (m releaseMsg, err error) {
+	err = parseMessage(magicRelease, b, m.wire)
+	return m, err
 }
 
 // parseHoldsAsk reads a HOLDS?. Errors: ErrVersion, ErrCorrupt.
-func parseHoldsAsk(b []byte) (holdsAsk, error) {
-	f, err := openMessage(magicHoldsAsk, b)
-	if err != nil {
-		return holdsAsk{}, err
-	}
-	m := holdsAsk{Volume: f.volume(), Group: meta.GroupID(f.uint64()), Fence: scstore.Fence(f.uint64())}
-	return m, f.end(magicHoldsAsk)
-}
-
-// AppendTo appends the message. Precondition: at most MaxHeldPositions.
-func (m holdsMsg) AppendTo(b []byte) []byte {
-	b = binary.BigEndian.AppendUint16(append(b, beginMessage(magicHolds)...), uint16(len(m.Complete)))
-	for _, p := range m.Complete {
-		b = appendAt(b, p)
-	}
-	b = appendAt(b, m.Mapped)
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, m.Blocks), m.Extents)
+func parseHoldsAsk(b []byte) (m holdsAsk, err error) {
+	err = parseMessage(magicHoldsAsk, b, m.wire)
+	return m, err
 }
 
 // parseHolds reads a HOLDS. Errors: ErrVersion, ErrCorrupt.
-func parseHolds(b []byte) (holdsMsg, error) {
-	f, err := openMessage(magicHolds, b)
-	if err != nil {
-		return holdsMsg{}, err
-	}
-	var m holdsMsg
-	n := int(f.uint16())
-	if n > MaxHeldPositions || 16*n > len(f.b) {
-		f.failed = true
-		n = 0
-	}
-	for i := range n {
-		p := f.position()
-		if i > 0 && p.Compare(m.Complete[i-1]) <= 0 {
-			f.failed = true
-		}
-		m.Complete = append(m.Complete, p)
-	}
-	m.Mapped, m.Blocks, m.Extents = f.position(), f.uint64(), f.uint64()
-	if m.Blocks > maxVolumeBlocks || m.Extents > m.Blocks || m.Mapped == (scstore.Position{}) && m.Blocks > 0 {
-		f.failed = true
-	}
-	return m, f.end(magicHolds)
-}
-
-// AppendTo appends the message.
-func (m aliveAsk) AppendTo(b []byte) []byte {
-	return append(append(b, beginMessage(magicAliveAsk)...), m.Volume[:]...)
+func parseHolds(b []byte) (m holdsMsg, err error) {
+	err = parseMessage(magicHolds, b, m.wire)
+	return m, err
 }
 
 // parseAliveAsk reads an ALIVE?. Errors: ErrVersion, ErrCorrupt.
-func parseAliveAsk(b []byte) (aliveAsk, error) {
-	f, err := openMessage(magicAliveAsk, b)
-	if err != nil {
-		return aliveAsk{}, err
-	}
-	m := aliveAsk{Volume: f.volume()}
-	return m, f.end(magicAliveAsk)
-}
-
-// AppendTo appends the message.
-func (m aliveMsg) AppendTo(b []byte) []byte {
-	owns := byte(0)
-	if m.Owns {
-		owns = 1
-	}
-	b = append(append(b, beginMessage(magicAlive)...), owns)
-	b = appendAt(binary.BigEndian.AppendUint64(b, uint64(m.Fence)), m.Head)
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, uint64(m.MissingBytes)), uint64(m.OpenBytes))
+func parseAliveAsk(b []byte) (m aliveAsk, err error) {
+	err = parseMessage(magicAliveAsk, b, m.wire)
+	return m, err
 }
 
 // parseAlive reads an ALIVE. Errors: ErrVersion, ErrCorrupt.
-func parseAlive(b []byte) (aliveMsg, error) {
-	f, err := openMessage(magicAlive, b)
-	if err != nil {
-		return aliveMsg{}, err
-	}
-	flags := f.uint8()
-	f.failed = f.failed || flags > 1
-	m := aliveMsg{Owns: flags == 1, Fence: scstore.Fence(f.uint64()), Head: f.position(), MissingBytes: f.bytes(), OpenBytes: f.bytes()}
-	return m, f.end(magicAlive)
+func parseAlive(b []byte) (m aliveMsg, err error) {
+	err = parseMessage(magicAlive, b, m.wire)
+	return m, err
 }
 
 // coarsen names extents of a volume of that many blocks as at most limit of them, by
