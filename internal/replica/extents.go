@@ -2,10 +2,29 @@ package replica
 
 import (
 	"context"
+	"iter"
 
 	"scstore"
 	"scstore/fs/block"
 )
+
+// blocksOf returns all blocks of a table.
+func blocksOf(t *block.Table) scstore.Extent {
+	return scstore.Extent{Count: uint64(t.SizeBytes()) / scstore.BlockSize}
+}
+
+// parts cuts an extent into parts of at most so many blocks, in order.
+func parts(e scstore.Extent, most uint64) iter.Seq[scstore.Extent] {
+	return func(yield func(scstore.Extent) bool) {
+		for e.Count > 0 {
+			part := scstore.Extent{First: e.First, Count: min(e.Count, most)}
+			if !yield(part) {
+				return
+			}
+			e.First, e.Count = part.End(), e.Count-part.Count
+		}
+	}
+}
 
 // listBatch is how many extents are asked of a table at a time.
 const listBatch = 4096
@@ -31,11 +50,6 @@ func remoteIn(ctx context.Context, t *block.Table, window scstore.Extent) (list 
 		start = part[len(part)-1].End()
 	}
 	return list, nil
-}
-
-// wholeOf returns all blocks of a volume of some bytes.
-func wholeOf(sizeBytes int64) scstore.Extent {
-	return scstore.Extent{Count: uint64(sizeBytes) / scstore.BlockSize}
 }
 
 // intersect returns what is in both lists, which ascend.

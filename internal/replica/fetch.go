@@ -42,15 +42,19 @@ func (r *Replica) bringMissing(ctx context.Context, m *volume.MissingError, clas
 	if err != nil {
 		return err
 	}
-	var spans []uint64
-	for _, e := range m.Extents {
+	return owner.bring(ctx, at, spansOf(m.Extents), class)
+}
+
+// spansOf returns the numbers of the MiBs that extents, which ascend, have blocks of.
+func spansOf(extents []scstore.Extent) (spans []uint64) {
+	for _, e := range extents {
 		for n := uint64(e.First) / fetchBlocks; n <= uint64(e.End()-1)/fetchBlocks; n++ {
 			if len(spans) == 0 || spans[len(spans)-1] != n {
 				spans = append(spans, n)
 			}
 		}
 	}
-	return owner.bring(ctx, at, spans, class)
+	return spans
 }
 
 // level returns the replica whose table is at a level of the volume's chain, and the
@@ -188,7 +192,7 @@ func missingIn(t *block.Table, at scstore.Position, span uint64) (list []scstore
 	}
 	defer pin.Release()
 	e := scstore.Extent{First: scstore.BlockIndex(span * fetchBlocks), Count: fetchBlocks}
-	return remoteOf(pin, e.Clamp(scstore.Extent{Count: uint64(t.SizeBytes()) / scstore.BlockSize}))
+	return remoteOf(pin, e.Clamp(blocksOf(t)))
 }
 
 // remoteOf returns the blocks of an extent that a view shows as remote.

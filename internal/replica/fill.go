@@ -57,9 +57,11 @@ func (s *Set) startFill(r *Replica) {
 
 // fillAll goes through the table once.
 func (s *Set) fillAll(ctx context.Context, r *Replica, t *block.Table, at scstore.Position) error {
-	blocks := uint64(t.SizeBytes()) / scstore.BlockSize
-	for first := uint64(0); first < blocks && t.RemoteBlocks() > 0; first += fillWindow {
-		spans, lacking, err := spansLacking(t, at, scstore.Extent{First: scstore.BlockIndex(first), Count: min(fillWindow, blocks-first)})
+	for window := range parts(blocksOf(t), fillWindow) {
+		if t.RemoteBlocks() == 0 {
+			break
+		}
+		spans, lacking, err := spansLacking(t, at, window)
 		if err != nil {
 			return err
 		}
@@ -94,14 +96,7 @@ func spansLacking(t *block.Table, at scstore.Position, window scstore.Extent) (s
 	if err != nil {
 		return nil, 0, err
 	}
-	for _, e := range missing {
-		for n := uint64(e.First) / fetchBlocks; n <= uint64(e.End()-1)/fetchBlocks; n++ {
-			if len(spans) == 0 || spans[len(spans)-1] != n {
-				spans = append(spans, n)
-			}
-		}
-	}
-	return spans, countBlocks(missing), nil
+	return spansOf(missing), countBlocks(missing), nil
 }
 
 // filled says that nothing is missing any more: what the position shows, and all that was
@@ -152,16 +147,22 @@ func (r *Replica) catchUp() {
 
 // baseComplete reports whether what the volume is based on is. mu is held.
 func (r *Replica) baseComplete() bool {
-	if r.facts.Base.IsZero() {
+	return r.set.hasBase(r.facts.Base, r.facts.BasePosition)
+}
+
+// hasBase reports whether a base is complete here at a position, or there is none to have.
+// The mutex of what is based on it may be held.
+func (s *Set) hasBase(id scstore.VolumeID, at scstore.Position) bool {
+	if id.IsZero() {
 		return true
 	}
-	base, ok := r.set.lookup(r.facts.Base)
+	base, ok := s.lookup(id)
 	if !ok {
 		return false
 	}
 	base.mu.Lock()
 	defer base.mu.Unlock()
-	return base.facts.holds(r.facts.BasePosition)
+	return base.facts.holds(at)
 }
 
 // complete returns how many bytes a volume lacks here, its bases included; of bases it may
@@ -176,7 +177,7 @@ func (s *Set) complete(r *Replica) (missingBytes int64) {
 	}
 	if !whole {
 		missingBytes = int64(t.RemoteBlocks()) * scstore.BlockSize
-		list, err := remoteIn(s.ctx, t, scstore.Extent{Count: uint64(t.SizeBytes()) / scstore.BlockSize})
+		list, err := remoteIn(s.ctx, t, blocksOf(t))
 		if err == nil {
 			missingBytes = max(int64(countBlocks(list)), 1) * scstore.BlockSize // what only older marks lack counts as one block
 		}

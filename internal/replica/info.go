@@ -168,12 +168,11 @@ func (r *Replica) onlyBytes(in Info) int64 {
 			return in.Unsealed // the other is ahead of a crash of ours, or far behind: nothing better is known
 		}
 	}
-	whole := scstore.Extent{Count: uint64(r.table.SizeBytes()) / scstore.BlockSize}
-	list, err := volume.Changed(r.set.ctx, r.table, tag, scstore.Tag{}, whole)
+	list, err := volume.Changed(r.set.ctx, r.table, tag, scstore.Tag{}, blocksOf(r.table))
 	if err != nil {
 		return in.Unsealed
 	}
-	remote, err := remoteIn(r.set.ctx, r.table, whole)
+	remote, err := remoteIn(r.set.ctx, r.table, blocksOf(r.table))
 	if err != nil {
 		return in.Unsealed
 	}

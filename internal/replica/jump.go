@@ -189,15 +189,14 @@ func (r *Replica) revert(ctx context.Context, t *block.Table, at scstore.Positio
 	if err != nil {
 		return err
 	}
-	list, err := volume.Changed(ctx, t, sealedTag(at), scstore.Tag{}, wholeOf(t.SizeBytes()))
+	list, err := volume.Changed(ctx, t, sealedTag(at), scstore.Tag{}, blocksOf(t))
 	if err != nil {
 		return err
 	}
 	done, total := int64(0), int64(countBlocks(list))*scstore.BlockSize
 	buf := make([]byte, copySpan*scstore.BlockSize)
 	for _, e := range list {
-		for e.Count > 0 {
-			part := scstore.Extent{First: e.First, Count: min(e.Count, copySpan)}
+		for part := range parts(e, copySpan) {
 			err := context.Cause(ctx)
 			if err == nil {
 				err = do(func() error { return copyBack(t, v, part, buf[:part.Count*scstore.BlockSize]) })
@@ -205,7 +204,6 @@ func (r *Replica) revert(ctx context.Context, t *block.Table, at scstore.Positio
 			if err != nil {
 				return fmt.Errorf("volume %s back to %s: %w", r.id, at, err)
 			}
-			e.First, e.Count = part.End(), e.Count-part.Count
 			if done += int64(part.Count) * scstore.BlockSize; progress != nil {
 				progress(done, total)
 			}
@@ -332,9 +330,7 @@ func (s *Set) runJump(ctx context.Context, r *Replica, j *jump, p plan) error {
 	for _, disk := range p.holders[:min(len(p.holders), propagate.MaxSources)] {
 		o.Sources = append(o.Sources, peer{s, disk, quicnet.ClassAsync})
 	}
-	blocks := uint64(t.SizeBytes()) / scstore.BlockSize
-	for first := uint64(0); first < blocks; first += wire.MaxWindowBlocks {
-		window := scstore.Extent{First: scstore.BlockIndex(first), Count: min(wire.MaxWindowBlocks, blocks-first)}
+	for window := range parts(blocksOf(t), wire.MaxWindowBlocks) {
 		o.Jump = propagate.JumpOptions{Volume: r.id, From: p.from, To: p.to, Window: window, Root: root}
 		staged, err := r.stagedIn(ctx, t, p.from, window)
 		if err != nil {

@@ -38,7 +38,7 @@ func (r *Replica) makePartial(ctx context.Context, at scstore.Position, from met
 	}
 	if !rec.Base.IsZero() && !r.hasTable() {
 		base := r.set.replica(rec.Base)
-		r.set.join(rec.Base, r.groupHere())
+		r.set.join(rec.Base, r.groupID())
 		if got, err := base.makePartial(ctx, rec.BasePosition, from, depth+1); err != nil || got != rec.BasePosition {
 			return scstore.Position{}, errors.Join(fmt.Errorf("base %s at %s: %w", rec.Base, rec.BasePosition, scstore.ErrAbsent), err)
 		}
@@ -65,7 +65,7 @@ func (r *Replica) makePartial(ctx context.Context, at scstore.Position, from met
 
 // record returns what the state says of the volume.
 func (r *Replica) record() (rec meta.Record, history []meta.Point, err error) {
-	g := r.groupHere()
+	g := r.groupID()
 	if g == 0 {
 		if g, err = r.set.groupOf(r.id); err != nil {
 			return rec, nil, err
@@ -81,12 +81,6 @@ func (r *Replica) record() (rec meta.Record, history []meta.Point, err error) {
 		err = fmt.Errorf("volume %s: %w", r.id, scstore.ErrNotFound)
 	}
 	return rec, history, err
-}
-
-func (r *Replica) groupHere() meta.GroupID {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.group
 }
 
 func (r *Replica) hasTable() bool {
@@ -154,9 +148,7 @@ func (r *Replica) mapTo(ctx context.Context, j *jump, from, to scstore.Position,
 	if err != nil {
 		return err
 	}
-	blocks := uint64(t.SizeBytes()) / scstore.BlockSize
-	for first := uint64(0); first < blocks; first += wire.MaxWindowBlocks {
-		window := scstore.Extent{First: scstore.BlockIndex(first), Count: min(wire.MaxWindowBlocks, blocks-first)}
+	for window := range parts(blocksOf(t), wire.MaxWindowBlocks) {
 		if err := r.mapWindow(ctx, j, t, from, to, window, disk, staged != nil); err != nil {
 			return err
 		}

@@ -183,7 +183,7 @@ func (s *Set) plan(r *Replica, st *meta.State, wants []scstore.Position) (plan, 
 	if !s.leased(r, st, p.to) {
 		return plan{}, false
 	}
-	return p, s.baseHere(rec)
+	return p, s.hasBase(rec.Base, rec.BasePosition)
 }
 
 // nextTarget returns where a replica goes next, zero for nowhere: what clones here need of
@@ -209,20 +209,6 @@ func (r *Replica) nextTarget(st *meta.State, history []meta.Point, served scstor
 		return rec.Head
 	}
 	return scstore.Position{}
-}
-
-// baseHere reports whether what a volume is based on is complete here.
-func (s *Set) baseHere(rec meta.Record) bool {
-	if rec.Base.IsZero() {
-		return true
-	}
-	base, ok := s.lookup(rec.Base)
-	if !ok {
-		return false
-	}
-	base.mu.Lock()
-	defer base.mu.Unlock()
-	return base.facts.holds(rec.BasePosition)
 }
 
 // pinID names this disk's lease on a position.

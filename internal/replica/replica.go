@@ -2,7 +2,6 @@ package replica
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -345,7 +344,7 @@ func (r *Replica) changed(ctx context.Context, from, to scstore.Position) ([]scs
 	if t == nil {
 		return nil, fmt.Errorf("changes of volume %s: %w", r.id, scstore.ErrNotFound)
 	}
-	return changedWithin(ctx, t, marks, from, to, scstore.Extent{Count: uint64(t.SizeBytes()) / scstore.BlockSize})
+	return changedWithin(ctx, t, marks, from, to, blocksOf(t))
 }
 
 // changedWithin lists what was written between two of a table's marks, which are given
@@ -366,45 +365,18 @@ func changedWithin(ctx context.Context, t *block.Table, marks []scstore.Position
 	return volume.Changed(ctx, t, tag, sealedTag(marks[j]), window)
 }
 
-// digest returns the root over what changed between two marks, in the content of to, and
-// how many bytes that is: what a branch is known by.
-func (r *Replica) digest(ctx context.Context, from, to scstore.Position) (scstore.Digest, int64, error) {
+// digest returns the root over what changed between two marks, in the content of to: what a
+// branch is known by.
+func (r *Replica) digest(ctx context.Context, from, to scstore.Position) (scstore.Digest, error) {
 	extents, err := r.changed(ctx, from, to)
 	if err != nil {
-		return scstore.Digest{}, 0, err
+		return scstore.Digest{}, err
 	}
 	pin, err := r.table.At(sealedTag(to))
 	if err != nil {
-		return scstore.Digest{}, 0, err
+		return scstore.Digest{}, err
 	}
 	defer pin.Release()
-	bytes := int64(0)
-	for _, e := range extents {
-		bytes += int64(e.Count) * scstore.BlockSize
-	}
 	chain := append([]volume.Reader{pin}, baseChain(r.table)...)
-	d, err := volume.DigestExtents(ctx, chain, r.table.SizeBytes(), extents)
-	return d, bytes, err
-}
-
-// forget removes what is here of a volume that was removed. It reports whether nothing
-// is left. mu is held.
-func (r *Replica) forget() (bool, error) {
-	if r.v != nil || r.device != nil {
-		r.endTenure(fmt.Errorf("volume %s was removed: %w", r.id, scstore.ErrNotFound))
-	}
-	r.stopJump()
-	r.endReaders(fmt.Errorf("volume %s was removed: %w", r.id, scstore.ErrNotFound))
-	if len(r.facts.Left) > 0 {
-		return false, nil
-	}
-	if r.table != nil {
-		if err := r.set.o.Blocks.Delete(r.id); err != nil && !errors.Is(err, scstore.ErrNotFound) {
-			return false, err // ErrBusy: a clone is here
-		}
-		r.table = nil
-	}
-	r.facts.Holds, r.facts.Jump, r.facts.Partial = nil, nil, scstore.Position{}
-	r.ring()
-	return true, removeFacts(r.set.o.Dir, r.id)
+	return volume.DigestExtents(ctx, chain, r.table.SizeBytes(), extents)
 }

@@ -58,7 +58,7 @@ func (s *Set) offer(ctx context.Context, m wire.ManifestRequest) (propagate.Offe
 		return propagate.Offer{}, nil, err
 	}
 	o := propagate.Offer{Request: m, SizeBytes: t.SizeBytes(), Digest: v.DigestSpan, Root: root}
-	window := m.Window.Clamp(scstore.Extent{Count: uint64(t.SizeBytes()) / scstore.BlockSize})
+	window := m.Window.Clamp(blocksOf(t))
 	switch {
 	case window.Count == 0:
 	case known:
