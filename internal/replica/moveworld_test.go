@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -48,9 +49,12 @@ type moveHost struct {
 
 	mu       sync.Mutex
 	up       bool
-	deaf     bool // applies nothing, and can't propose
+	deaf     bool            // applies nothing, and can't propose
+	life     context.Context // ends with stop, before the replicas close
+	end      context.CancelFunc
+	inside   sync.WaitGroup // who uses the host
 	states   map[meta.GroupID]*meta.State
-	applied  map[meta.GroupID]int
+	results  map[meta.GroupID][]meta.Result // of all that was applied
 	watchers map[meta.GroupID][]*moveWatcher
 	answers  map[quicnet.Kind]func(context.Context, meta.DiskID, []byte) ([]byte, error)
 	handlers map[quicnet.Kind]func(context.Context, meta.DiskID, propagate.Stream) error
@@ -65,7 +69,7 @@ func inMoveWorld(t *testing.T, n int, test func(t *testing.T, w *moveWorld)) {
 		for i := range n {
 			h := &moveHost{
 				w: w, disk: meta.DiskID(fmt.Sprintf("%032x", i+1)), site: meta.SiteID(rune('a' + i)), dir: filepath.Join(dir, fmt.Sprint(i)),
-				states: map[meta.GroupID]*meta.State{}, applied: map[meta.GroupID]int{},
+				states: map[meta.GroupID]*meta.State{}, results: map[meta.GroupID][]meta.Result{},
 			}
 			for _, g := range []meta.GroupID{meta.GroupNamespace, moveGroup} {
 				h.states[g] = meta.NewGroup(g)
@@ -89,6 +93,17 @@ func inMoveWorld(t *testing.T, n int, test func(t *testing.T, w *moveWorld)) {
 		}
 		test(t, w)
 	})
+}
+
+// hostOf returns the host with a disk.
+func (w *moveWorld) hostOf(disk meta.DiskID) *moveHost {
+	for _, h := range w.hosts {
+		if h.disk == disk {
+			return h
+		}
+	}
+	w.t.Fatalf("there is no host %q", disk)
+	return nil
 }
 
 func (w *moveWorld) must(_ meta.Result, err error) {
@@ -117,6 +132,7 @@ func (h *moveHost) start() {
 	}
 	h.boot++
 	h.mu.Lock()
+	h.life, h.end = context.WithCancel(t.Context())
 	h.watchers = map[meta.GroupID][]*moveWatcher{}
 	h.answers = map[quicnet.Kind]func(context.Context, meta.DiskID, []byte) ([]byte, error){}
 	h.handlers = map[quicnet.Kind]func(context.Context, meta.DiskID, propagate.Stream) error{}
@@ -141,18 +157,31 @@ func (h *moveHost) start() {
 // stop ends a host. What it did not write down is lost.
 func (h *moveHost) stop() {
 	h.mu.Lock()
-	up := h.up
+	up, end := h.up, h.end
 	h.up = false
 	h.mu.Unlock()
 	if !up {
 		return
 	}
+	end()
+	h.inside.Wait()
 	if err := h.set.Close(); err != nil {
 		h.w.t.Errorf("close the replicas of %s: %v", h.site, err)
 	}
 	if err := h.store.Close(); err != nil {
 		h.w.t.Errorf("close the store of %s: %v", h.site, err)
 	}
+}
+
+// enter counts who uses a host until leave is called: stop waits for that. The context ends
+// when it should come. ok is false if the host is down.
+func (h *moveHost) enter() (life context.Context, leave func(), ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.up {
+		h.inside.Add(1)
+	}
+	return h.life, h.inside.Done, h.up
 }
 
 // hear has a host apply nothing more, or again all that was decided.
@@ -187,6 +216,9 @@ func (w *moveWorld) losing(f func(from, to meta.DiskID, kind quicnet.Kind) bool)
 	w.lose = f
 }
 
+// errAnswerLost, of a hook, has a proposal be taken and its answer be lost.
+var errAnswerLost = errors.New("the answer is lost")
+
 // refusing sets which proposals fail.
 func (w *moveWorld) refusing(f func(from meta.DiskID, op meta.Op) error) {
 	w.mu.Lock()
@@ -203,5 +235,22 @@ func (w *moveWorld) eventually(what string, done func() bool) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+	for _, h := range w.hosts {
+		h.dump()
+	}
 	w.t.Fatalf("after two minutes: %s", what)
+}
+
+// dump says what a host has, and what it knows.
+func (h *moveHost) dump() {
+	for _, r := range h.set.all() {
+		r.mu.Lock()
+		h.w.t.Logf("%s: volume %s: %+v, jump %+v, draining %+v, marks %v, source %v, target %v, moving %+v",
+			h.site, r.id, r.facts, r.facts.Jump, r.facts.Draining, r.marks(), r.source != nil, r.target != nil, r.moving)
+		r.mu.Unlock()
+		_ = h.View(moveGroup, func(st *meta.State) {
+			rec, _ := st.Get(r.id)
+			h.w.t.Logf("%s: record %+v, replicas %+v, roots %+v, forks %+v, moves %+v", h.site, rec, st.Replicas(r.id), st.Roots(r.id), st.Forks(r.id), st.Moves())
+		})
+	}
 }

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -13,22 +14,21 @@ import (
 
 func (h *moveHost) catchUp() { h.apply(moveGroup); h.apply(meta.GroupNamespace) }
 
-// apply applies what was decided, and returns the last result.
-func (h *moveHost) apply(g meta.GroupID) (last meta.Result) {
+// apply applies what was decided, unless the host is down.
+func (h *moveHost) apply(g meta.GroupID) {
 	h.w.mu.Lock()
 	entries := slices.Clone(h.w.entries[g])
 	h.w.mu.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for !h.deaf && h.applied[g] < len(entries) {
-		c := entries[h.applied[g]]
-		h.applied[g]++
-		last = h.states[g].Apply(c)
+	for h.up && !h.deaf && len(h.results[g]) < len(entries) {
+		c := entries[len(h.results[g])]
+		r := h.states[g].Apply(c)
+		h.results[g] = append(h.results[g], r)
 		for _, w := range h.watchers[g] {
-			w.push(consensus.Event{Index: uint64(h.applied[g]), Applied: h.states[g].Applied(), Command: c, Result: last})
+			w.push(consensus.Event{Index: uint64(len(h.results[g])), Applied: h.states[g].Applied(), Command: c, Result: r})
 		}
 	}
-	return last
 }
 
 // Propose has the log take an operation: all hosts apply it that are not deaf.
@@ -39,13 +39,14 @@ func (h *moveHost) Propose(ctx context.Context, g meta.GroupID, op meta.Op) (met
 	h.w.mu.Lock()
 	refuse := h.w.refuse
 	h.w.mu.Unlock()
+	var failed error
 	if refuse != nil {
 		h.w.hooks.Lock()
-		err := refuse(h.disk, op)
+		failed = refuse(h.disk, op)
 		h.w.hooks.Unlock()
-		if err != nil {
-			return meta.Result{}, err
-		}
+	}
+	if failed != nil && !errors.Is(failed, errAnswerLost) {
+		return meta.Result{}, failed
 	}
 	h.mu.Lock()
 	deaf := h.deaf
@@ -63,18 +64,10 @@ func (h *moveHost) Propose(ctx context.Context, g meta.GroupID, op meta.Op) (met
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.applied[g] < n {
+	if failed != nil || len(h.results[g]) < n {
 		return meta.Result{}, scstore.ErrIndeterminate
 	}
-	// What the state answered at that place in the log.
-	replay := meta.NewGroup(g)
-	var result meta.Result
-	h.w.mu.Lock()
-	entries := slices.Clone(h.w.entries[g][:n])
-	h.w.mu.Unlock()
-	for _, c := range entries {
-		result = replay.Apply(c)
-	}
+	result := h.results[g][n-1]
 	return result, result.Err()
 }
 

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -29,12 +30,7 @@ func (n moveNet) reach(to meta.DiskID, kind quicnet.Kind) (*moveHost, error) {
 	time.Sleep(5 * time.Millisecond)
 	for _, h := range w.hosts {
 		if h.disk == to && !lost {
-			h.mu.Lock()
-			up := h.up
-			h.mu.Unlock()
-			if up {
-				return h, nil
-			}
+			return h, nil
 		}
 	}
 	return nil, fmt.Errorf("host %s: %w", to, scstore.ErrUnreachable)
@@ -46,6 +42,14 @@ func (n moveNet) Request(ctx context.Context, to meta.DiskID, _ quicnet.Class, k
 	if err != nil {
 		return nil, err
 	}
+	life, leave, up := h.enter()
+	if !up {
+		return nil, fmt.Errorf("host %s is down: %w", to, scstore.ErrUnreachable)
+	}
+	defer leave()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(life, cancel)()
 	h.mu.Lock()
 	f := h.answers[kind]
 	h.mu.Unlock()
@@ -62,12 +66,23 @@ func (n moveNet) OpenStream(ctx context.Context, to meta.DiskID, _ quicnet.Class
 	if err != nil {
 		return nil, err
 	}
+	life, leave, up := h.enter()
+	if !up {
+		return nil, fmt.Errorf("host %s is down: %w", to, scstore.ErrUnreachable)
+	}
 	r1, w1 := io.Pipe()
 	r2, w2 := io.Pipe()
 	h.mu.Lock()
 	f := h.handlers[kind]
 	h.mu.Unlock()
 	go func() {
+		defer leave()
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(life, func() {
+			cancel()
+			_ = errors.Join(w2.CloseWithError(scstore.ErrUnreachable), r1.CloseWithError(scstore.ErrUnreachable))
+		})()
 		err := f(ctx, n.h.disk, moveStream{r1, w2})
 		_ = w2.CloseWithError(err)
 		_ = r1.CloseWithError(err)

@@ -25,12 +25,15 @@ func (w *moveWorld) create(id scstore.VolumeID, at *moveHost, placed ...*moveHos
 	}
 }
 
+// contentFactor keeps the words of blocks with different numbers apart.
+const contentFactor = 1_000_003
+
 // content is what a block with a number holds.
 func content(n uint64) []byte {
 	b := make([]byte, scstore.BlockSize)
 	if n != 0 {
 		for i := 0; i < len(b); i += 8 {
-			binary.BigEndian.PutUint64(b[i:], n*1_000_003+uint64(i))
+			binary.BigEndian.PutUint64(b[i:], n*contentFactor+uint64(i))
 		}
 	}
 	return b
@@ -57,6 +60,17 @@ func (h *moveHost) write(id scstore.VolumeID, blocks map[uint64]uint64) {
 	if err := h.put(id, blocks); err != nil {
 		h.w.t.Fatalf("write at %s: %v", h.site, err)
 	}
+}
+
+// commits has the owner seal what was written, and waits until that is in the history.
+func (w *moveWorld) commits(owner *moveHost, id scstore.VolumeID) {
+	w.t.Helper()
+	r, _ := owner.set.lookup(id)
+	sealed, _, err := r.seal(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.eventually("the epoch is not committed", func() bool { _, head := owner.copyAt(id, owner.disk); return head == sealed.Position })
 }
 
 // shows compares a volume with what is expected of some blocks.
