@@ -57,6 +57,9 @@ func (r *Replica) sealLocked(ctx context.Context, always bool, progress func(don
 		return head, false, nil
 	}
 	n, first := d.written.Swap(0), time.Duration(d.first.Load())
+	if n == 0 {
+		first = r.set.now()
+	}
 	m, err := r.sealVolume(ctx, v, progress)
 	if err != nil {
 		if n > 0 {
@@ -115,7 +118,7 @@ func (r *Replica) sealVolume(ctx context.Context, v *volume.Volume, progress fun
 
 // sealDue reports whether an epoch is to be sealed for other sites' copies. mu is held.
 func (r *Replica) sealDue(st *meta.State) bool {
-	if !r.seals || r.source != nil || !r.acknowledges() || r.device == nil || r.device.written.Load() == 0 {
+	if !r.seals || r.source != nil || !r.acknowledges() || r.device == nil || r.device.written.Load() == 0 && !r.nameless() {
 		return false
 	}
 	if len(r.facts.Pending) >= maxPending || r.set.now()-r.sealed < r.set.o.SealInterval {
@@ -124,6 +127,13 @@ func (r *Replica) sealDue(st *meta.State) bool {
 	p, _ := st.PlacementOf(r.id)
 	follows := p.Mode == meta.ModeAsync || p.Mode == meta.ModeSync
 	return follows && slices.ContainsFunc(p.Sites, func(site meta.SiteID) bool { return site != r.set.o.Site })
+}
+
+// nameless reports whether the volume shows what its base does and has no position yet at
+// which another host could have that: a clone that was never written. Without a base it
+// shows zeros, which nobody has to keep. mu is held.
+func (r *Replica) nameless() bool {
+	return !r.facts.Base.IsZero() && r.facts.Head == scstore.Position{}
 }
 
 // sealByTime seals in the background.
@@ -135,7 +145,10 @@ func (r *Replica) sealByTime() {
 	}
 	if !r.set.take(r.set.sealers, func(ctx context.Context) {
 		defer r.unlockSealing()
-		if _, _, err := r.sealLocked(ctx, false, nil); err != nil && ctx.Err() == nil {
+		r.mu.Lock()
+		always := r.nameless()
+		r.mu.Unlock()
+		if _, _, err := r.sealLocked(ctx, always, nil); err != nil && ctx.Err() == nil {
 			r.set.log.Warn("an epoch can't be sealed", "volume", r.id, "err", err)
 			r.mu.Lock()
 			r.sealed = r.set.now()

@@ -264,6 +264,43 @@ func TestSet_CloneIsMadeWhereItsBaseIsNot(t *testing.T) {
 	}
 }
 
+func TestSet_CloneThatWasNeverWrittenIsCopiedWithItsBase(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	base := w.create("A", testSize)
+	data := a.fill(base, 1)
+	at, err := a.set.Snapshot(t.Context(), base, "golden", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clone := w.createOn("A", meta.CreateVolume{ID: newID(), SizeBytes: testSize, Base: base, BasePosition: at, CreatedAtMs: 1}, "A", "B")
+	w.eventually("B has the clone", func() bool {
+		var rec meta.Record
+		b.view(func(st *meta.State) { rec, _ = st.Get(clone) })
+		return rec.Head != scstore.Position{} && b.claims(clone, rec.Head)
+	})
+	a.close()
+	if !bytes.Equal(b.read(clone), data) {
+		t.Error("B's copy differs")
+	}
+	report, err := b.set.Promote(t.Context(), clone, "", false)
+	if err != nil || report.Epochs != 0 || report.To != "B" || !report.Complete {
+		t.Fatalf("promote: %+v, %v", report, err)
+	}
+	w.eventually("B writes the clone", func() bool {
+		d, err := b.set.Open(t.Context(), clone)
+		return err == nil && !d.ReadOnly()
+	})
+	p := randomBytes(100, 3)
+	if err := b.device(clone).WriteAt(p, 5000); err != nil {
+		t.Fatal(err)
+	}
+	copy(data[5000:], p)
+	if !bytes.Equal(b.read(clone), data) {
+		t.Error("the clone differs")
+	}
+}
+
 func TestSet_LargeVolumeComesInSeveralWindows(t *testing.T) {
 	const size = 65 << 30 // more than wire.MaxWindowBlocks
 	w := newWorld(t, "A", "B")
