@@ -58,6 +58,9 @@ func (r *Replica) learn(ctx context.Context, g meta.GroupID, fence scstore.Fence
 		if gone {
 			return
 		}
+		if len(from) == 0 && start == (scstore.Position{}) {
+			from = append(from, r.set.o.Disk) // nothing was committed: there is nothing to ask anybody for
+		}
 		for _, disk := range from {
 			if err = r.learnFrom(ctx, g, disk, fence, start); err == nil {
 				return

@@ -142,6 +142,12 @@ func (r *Replica) settleForks(ctx context.Context, g meta.GroupID) {
 			return
 		}
 	}
+	r.mu.Lock()
+	settled := len(left) > 0 && len(r.facts.Left) == 0
+	r.mu.Unlock()
+	if settled { // what waited for it goes on: no entry need follow that would have it looked at
+		r.set.review(g, []scstore.VolumeID{r.id})
+	}
 	for _, o := range f.list {
 		mine := slices.ContainsFunc(left, func(l Leftover) bool { return f.of(l, r.set.o.Disk) == o })
 		if o.Waiting && o.Owner == r.set.o.Disk && (fence == 0 || fence > o.Fence) && !mine {

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -269,4 +270,31 @@ func TestPromote_TheOwnerReturnsBeforeItIsDoneAndNothingIsLost(t *testing.T) {
 		w.eventually("the old owner does not write again", func() bool { return a.put(vol, map[uint64]uint64{7: 50}) == nil })
 		a.shows(vol, merged(o.kept, o.lost, map[uint64]uint64{7: 50, 200: 0}))
 	})
+}
+
+func TestPromote_BackToTheOldOwnerItWritesThoughNothingElseHappens(t *testing.T) {
+	for _, committed := range []bool{false, true} {
+		t.Run(fmt.Sprint("something was committed: ", committed), func(t *testing.T) {
+			inMoveWorld(t, 2, func(t *testing.T, w *moveWorld) {
+				a, b := w.hosts[0], w.hosts[1]
+				w.create(vol, a) // placed nowhere: no other host makes entries
+				want := map[uint64]uint64{0: 0, 5: 0, 7: 50}
+				if committed {
+					a.write(vol, map[uint64]uint64{5: 2})
+					w.commits(a, vol)
+					want[5] = 2
+				}
+				a.write(vol, map[uint64]uint64{0: 1})
+				w.isolate(a, true)
+				w.must(b.Propose(t.Context(), moveGroup, meta.Revoke{ID: vol, Fence: 1}))
+				w.isolate(a, false)
+				w.eventually("the owner does not give up", func() bool { return a.put(vol, map[uint64]uint64{7: 1}) != nil })
+				if report, err := b.set.Promote(t.Context(), vol, a.disk, false); err != nil || report.To != a.disk {
+					t.Fatalf("got %+v, %v", report, err)
+				}
+				w.eventually("the old owner does not write again", func() bool { return a.put(vol, map[uint64]uint64{7: 50}) == nil })
+				a.shows(vol, want) // what was not committed is in the branch
+			})
+		})
+	}
 }
