@@ -286,6 +286,8 @@ func (p *promotion) choose(ctx context.Context, to meta.DiskID, report *PromoteR
 	switch {
 	case err != nil:
 		return err
+	case c.over && !p.dry:
+		return scstore.Hint(fmt.Errorf("it was promoted meanwhile: %w", scstore.ErrBusy), "see volume info for the host that has it")
 	case len(c.disks) == 0 && c.head != (scstore.Position{}):
 		return scstore.Hint(fmt.Errorf("no host that answers has a complete copy: %w", scstore.ErrUnreachable), "bring a host back that has one; see volume info")
 	case len(c.disks) == 0: // nothing was ever committed
@@ -309,13 +311,14 @@ type choice struct {
 	disks []meta.DiskID // that have all of it, by the log
 	told  scstore.Position
 	head  scstore.Position
+	over  bool // another promote has ended this one: what it left out is not in the history any more
 }
 
 // candidate returns the newest position by the log, and the newest that was told and is
 // part of the history.
 func (p *promotion) candidate(st *meta.State, reachable []meta.DiskID) (c choice) {
 	rec, _ := st.Get(p.id)
-	c.head = rec.Head
+	c.head, c.over = rec.Head, rec.Holder != "" || rec.Fence != p.fence+1
 	if list := st.PromoteCandidates(p.id, reachable); len(list) > 0 {
 		c.at, c.disks = list[0].Position, list[0].Disks
 	}

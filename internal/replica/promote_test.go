@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -297,4 +298,34 @@ func TestPromote_BackToTheOldOwnerItWritesThoughNothingElseHappens(t *testing.T)
 			})
 		})
 	}
+}
+
+func TestPromote_OfTwoAtOnceNoneReportsWhatTheOtherDid(t *testing.T) {
+	inMoveWorld(t, 3, func(t *testing.T, w *moveWorld) {
+		b, c := w.hosts[1], w.hosts[2]
+		o := loseOwner(w)
+		w.losing(nil)
+		moveNet{b}.Answer(KindHolds, func(ctx context.Context, from meta.DiskID, request []byte) ([]byte, error) {
+			pause(ctx, 2*time.Second)
+			return b.set.answerHolds(ctx, from, request)
+		})
+		type answer struct {
+			report PromoteReport
+			err    error
+		}
+		late := make(chan answer, 1)
+		go func() {
+			report, err := c.set.Promote(t.Context(), vol, b.disk, false)
+			late <- answer{report, err}
+		}()
+		time.Sleep(time.Second)
+		report, err := b.set.Promote(t.Context(), vol, b.disk, false)
+		if err != nil || report.Epochs != o.epochs || report.Head != o.head {
+			t.Fatalf("got %+v, %v, want %+v", report, err, o)
+		}
+		if got := <-late; got.err == nil && (got.report.Epochs != o.epochs || got.report.Head != o.head) {
+			t.Errorf("the other promote reports %+v, want %+v", got.report, o)
+		}
+		w.eventually("the new owner does not write", func() bool { return b.put(vol, map[uint64]uint64{7: 50}) == nil })
+	})
 }
