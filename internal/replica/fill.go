@@ -108,12 +108,7 @@ func (r *Replica) filled(t *block.Table, at scstore.Position) error {
 	if err := t.Sync(context.Background()); err != nil {
 		return err
 	}
-	since := false
-	for _, p := range r.marks() {
-		if since = since || p == at; since && p != (scstore.Position{}) {
-			r.facts.hold(p)
-		}
-	}
+	r.holdMarked(at)
 	for i := range r.facts.Pending {
 		r.facts.Pending[i].Complete = true
 	}
@@ -127,6 +122,18 @@ func (r *Replica) filled(t *block.Table, at scstore.Position) error {
 	return nil
 }
 
+// holdMarked enters as complete a position and what was sealed after it. A mark beyond the
+// head is of a seal that has not ended, and may come to show more. mu is held.
+func (r *Replica) holdMarked(first scstore.Position) {
+	found := first == scstore.Position{}
+	for _, p := range r.marks() {
+		found = found || p == first
+		if found && p != (scstore.Position{}) && (p == first || p.Compare(r.facts.Head) <= 0) {
+			r.facts.hold(p)
+		}
+	}
+}
+
 // catchUp makes what was sealed while the base was not complete here complete, once it is.
 // mu is held.
 func (r *Replica) catchUp() {
@@ -134,11 +141,7 @@ func (r *Replica) catchUp() {
 	if f.Fence == 0 || f.Partial != (scstore.Position{}) || f.Head == (scstore.Position{}) || f.holds(f.Head) || !r.baseComplete() {
 		return
 	}
-	for _, p := range r.marks() {
-		if p != (scstore.Position{}) {
-			f.hold(p)
-		}
-	}
+	r.holdMarked(scstore.Position{})
 	for i := range f.Pending {
 		f.Pending[i].Complete = true
 	}

@@ -159,6 +159,34 @@ func TestSet_MapKeepsWhatAJumpStaged(t *testing.T) {
 	}
 }
 
+func TestSet_PositionOfASealThatFailedIsNotHeld(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize)
+	a.fill(id, 1)
+	a.seal(id)
+	resume := stopFill(b.set)
+	start := w.handOver(id, "A", "B")
+	w.cut("A", "B")
+	if err := b.device(id).WriteAt(make([]byte, testBlock), 0); err != nil {
+		t.Fatal(err)
+	}
+	r := b.set.replica(id)
+	if _, _, err := r.seal(t.Context()); !errors.Is(err, scstore.ErrUnreachable) { // the span's other blocks are at A
+		t.Fatalf("seal: %v, want ErrUnreachable", err)
+	}
+	w.heal("A", "B")
+	resume()
+	w.eventually("B is complete", func() bool { return b.holds(id, start) })
+	next := scstore.Position{Fence: 2, Epoch: start.Epoch + 1}
+	if b.holds(id, next) {
+		t.Errorf("B holds %s, which is not sealed", next)
+	}
+	if at := b.seal(id); at != next || !b.holds(id, at) {
+		t.Errorf("sealed at %s, want %s", at, next)
+	}
+}
+
 func TestSet_BlocksThatNobodyHasFailInTheEnd(t *testing.T) {
 	w := newWorld(t, "A", "B")
 	a, b := w.hosts["A"], w.hosts["B"]
