@@ -166,13 +166,7 @@ func (r *Replica) commitPending() {
 	if r.facts.Fence == 0 || len(r.facts.Pending) == 0 || r.unsaved && r.save() != nil {
 		return
 	}
-	var ops []meta.Op
-	for _, p := range r.facts.Pending {
-		if d := r.facts.Draining; d != nil && d.Final.Position == p.Position {
-			break
-		}
-		ops = append(ops, meta.CommitEpoch{ID: r.id, Fence: p.Position.Fence, Parent: p.Parent, Epoch: p.Position.Epoch, Digest: p.Digest})
-	}
+	ops := r.commits()
 	// A key of its own for the newest: what was sealed since the last attempt does not
 	// wait for the interval.
 	key := fmt.Sprint("commit", r.id, r.facts.Pending[len(r.facts.Pending)-1].Position)
@@ -182,6 +176,18 @@ func (r *Replica) commitPending() {
 	case len(ops) > 1:
 		r.set.ask(key, r.group, meta.Batch{Ops: ops})
 	}
+}
+
+// commits returns what puts the pending epochs into the history, but for that of a
+// hand-off. mu is held.
+func (r *Replica) commits() (ops []meta.Op) {
+	for _, p := range r.facts.Pending {
+		if d := r.facts.Draining; d != nil && d.Final.Position == p.Position {
+			break
+		}
+		ops = append(ops, meta.CommitEpoch{ID: r.id, Fence: p.Position.Fence, Parent: p.Parent, Epoch: p.Position.Epoch, Digest: p.Digest})
+	}
+	return ops
 }
 
 // Snapshot names the volume as it is now, for good, and returns the position. progress is
@@ -219,15 +225,31 @@ func (s *Set) snapshot(ctx context.Context, id scstore.VolumeID, name string, pr
 	if err != nil {
 		return scstore.Position{}, err
 	}
-	s.wakeUp()
-	if err := r.waitCommitted(ctx, p.Position); err != nil {
-		return scstore.Position{}, err
-	}
 	op.Position = p.Position
-	if _, err := s.o.Log.Propose(ctx, g, op); err != nil {
-		return scstore.Position{}, err
+	return p.Position, r.commitNamed(ctx, g, op)
+}
+
+// commitNamed puts what was sealed into the history, and names the last of it, in one
+// entry: a snapshot waits for one round trip. Both may be applied twice. mu is not held.
+func (r *Replica) commitNamed(ctx context.Context, g meta.GroupID, name meta.Snapshot) error {
+	for {
+		r.mu.Lock()
+		ops, fence := r.commits(), r.facts.Fence
+		r.mu.Unlock()
+		if fence == 0 {
+			return scstore.ErrFenced
+		}
+		result, err := r.set.o.Log.Propose(ctx, g, meta.Batch{Ops: append(ops, name)})
+		for _, each := range result.Each {
+			if refused := each.Err(); err == nil && refused != nil {
+				err = refused
+			}
+		}
+		if len(result.Each) > 0 || !retryable(err) || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, askInterval)
 	}
-	return p.Position, nil
 }
 
 // waitCommitted waits until a sealed epoch is in the history.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"scstore"
 	"scstore/consensus/meta"
@@ -164,6 +165,72 @@ func TestSet_SnapshotIsAtBothSitesAndEqual(t *testing.T) {
 	}
 	if _, err := a.set.Snapshot(t.Context(), id, "before", nil); err == nil {
 		t.Error("a second snapshot of that name was made")
+	}
+}
+
+func TestSet_SnapshotWaitsForTheLogOnce(t *testing.T) {
+	w := newWorld(t, "A")
+	a := w.hosts["A"]
+	id := w.create("A", testSize)
+	a.fill(id, 1)
+	a.seal(id)
+	if err := a.device(id).WriteAt(randomBytes(testBlock, 2), 0); err != nil {
+		t.Fatal(err)
+	}
+	at, err := a.set.Snapshot(t.Context(), id, "before", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, _ := a.set.lookup(id)
+	r.mu.Lock()
+	g := r.group
+	r.mu.Unlock()
+	l := w.logs[g]
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// Each proposal that is waited for costs a guest's host a round trip.
+	named := func(ops ...meta.Op) (commits, names bool) {
+		for _, op := range ops {
+			switch o := op.(type) {
+			case meta.CommitEpoch:
+				commits = commits || o.Epoch == at.Epoch
+			case meta.Snapshot:
+				names = true
+			}
+		}
+		return commits, names
+	}
+	for _, c := range l.entries {
+		batch, ok := c.Op.(meta.Batch)
+		if !ok {
+			continue
+		}
+		if commits, names := named(batch.Ops...); commits && names {
+			return
+		}
+	}
+	t.Error("the epoch and its name are not in one entry of the log")
+}
+
+func TestSet_SnapshotWaitsForAMajority(t *testing.T) {
+	w := newWorld(t, "A")
+	a := w.hosts["A"]
+	id := w.create("A", testSize)
+	a.fill(id, 1)
+	a.log.disconnect(true)
+	done := make(chan error, 1)
+	go func() {
+		_, err := a.set.Snapshot(t.Context(), id, "before", nil)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("without the log: %v", err)
+	case <-time.After(2 * askInterval):
+	}
+	a.log.disconnect(false)
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }
 
