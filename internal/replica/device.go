@@ -119,10 +119,13 @@ func (d *device) note(n int64) {
 	}
 }
 
-// with runs a request, and again after what it lacked was fetched.
+// bringer brings what an operation lacked.
+type bringer func(ctx context.Context, m *volume.MissingError) error
+
+// with runs a request, and again after what it lacked was brought.
 //
 // step R5
-func (d *device) with(op func(v *volume.Volume) error) error {
+func (d *device) with(op func(v *volume.Volume) error, bring bringer) error {
 	patience := time.Duration(0) // the end of it; 0: nothing was missing yet
 	for {
 		v, done, err := d.use()
@@ -139,7 +142,7 @@ func (d *device) with(op func(v *volume.Volume) error) error {
 		if patience == 0 {
 			patience = now + fetchPatience
 		}
-		if failed := d.fetch(m, patience-now); failed != nil {
+		if failed := d.fetch(m, patience-now, bring); failed != nil {
 			if d.r.set.now() >= patience {
 				return fmt.Errorf("volume %s: %v: %w", d.r.id, failed, scstore.ErrAbsent)
 			}
@@ -151,10 +154,10 @@ func (d *device) with(op func(v *volume.Volume) error) error {
 	}
 }
 
-func (d *device) fetch(m *volume.MissingError, patience time.Duration) error {
+func (d *device) fetch(m *volume.MissingError, patience time.Duration, bring bringer) error {
 	ctx, cancel := context.WithTimeout(d.revoked, patience)
 	defer cancel()
-	return d.r.bringMissing(ctx, m, quicnet.ClassDemand)
+	return bring(ctx, m)
 }
 
 // ReadAt reads, and waits for what is at another host.
@@ -163,7 +166,7 @@ func (d *device) ReadAt(p []byte, off int64, holes []scstore.Range) ([]scstore.R
 	err := d.with(func(v *volume.Volume) (err error) {
 		holes, err = v.ReadAt(p, off, holes[:have])
 		return err
-	})
+	}, d.r.bringDemanded)
 	return holes, err
 }
 
@@ -195,7 +198,9 @@ func (d *device) Discard(off, length int64) error {
 // counted counts what a request writes once it was done, also in part: a seal that comes
 // between takes it, and the next one finds nothing.
 func (d *device) counted(n int64, op func(v *volume.Volume) error) error {
-	err := d.with(op)
+	err := d.with(op, func(ctx context.Context, m *volume.MissingError) error {
+		return d.r.bringMissing(ctx, m, quicnet.ClassDemand)
+	})
 	if n > 0 && d.pin == nil {
 		d.note(n)
 	}

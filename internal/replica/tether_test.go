@@ -98,6 +98,32 @@ func TestSet_MissingBlocksAreFetchedOnceForManyReaders(t *testing.T) {
 	}
 }
 
+func TestSet_SmallReadDoesNotWaitForTheMiBAroundIt(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize)
+	data := a.fill(id, 1)
+	a.seal(id)
+	defer stopFill(b.set)()
+	w.handOver(id, "A", "B")
+	r := b.set.replica(id)
+	r.mu.Lock()
+	stuck := flightKey{id: id, at: r.facts.Partial, mib: 3}
+	r.mu.Unlock()
+	b.set.mu.Lock()
+	b.set.flights[stuck] = &flight{done: make(chan struct{})} // the MiB is on its way, and does not come
+	b.set.mu.Unlock()
+	d := b.device(id)
+	const at, most = 3<<20 + 5*testBlock, demandBlocks * testBlock
+	p := make([]byte, most)
+	if _, err := d.ReadAt(p, at, nil); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(p, data[at:at+most]) {
+		t.Error("what was read differs")
+	}
+}
+
 func TestSet_BackgroundEndsTheTetherAlsoAfterARestart(t *testing.T) {
 	w := newWorld(t, "A", "B")
 	a, b := w.hosts["A"], w.hosts["B"]
