@@ -42,7 +42,7 @@ type SitesOptions struct {
 // each a network namespace with one host, SITE1. File systems are shared, so the
 // sockets of every host can be used from everywhere. It needs root.
 //
-// It is used by one goroutine, but for Cut, Heal, Bytes, Run and what is made of it,
+// It is used by one goroutine, but for Cut, Heal, SetRate, Bytes, Run and what is made of it,
 // which are safe for concurrent use with each other.
 type Sites struct {
 	o       SitesOptions
@@ -158,6 +158,21 @@ func (s *Sites) others(site string, f func(a, b string) error) error {
 	return errors.Join(errs...)
 }
 
+// SetRate changes the rate of all links while they run; 0 bits are no limit.
+func (s *Sites) SetRate(bitsPerSecond int64) error {
+	var errs []error
+	for _, from := range s.o.Names {
+		errs = append(errs, s.others(from, func(from, to string) error {
+			link, err := s.network.Link(from, to)
+			if err != nil {
+				return err
+			}
+			return s.network.SetLink(from, to, link.WithRate(bitsPerSecond))
+		}))
+	}
+	return errors.Join(errs...)
+}
+
 // Bytes returns how many bytes have arrived at one site from another one, in IP
 // packets.
 func (s *Sites) Bytes(from, to string) uint64 { return s.network.Stats(from, to).DeliveredBytes }
@@ -171,6 +186,11 @@ func (s *Sites) AllBytes() uint64 {
 		}
 	}
 	return sum
+}
+
+// Client returns a client of a site's host. The caller closes it.
+func (s *Sites) Client(site string) *api.Client {
+	return api.NewClient(api.Addr{Network: "unix", Address: filepath.Join(s.Folder(site), apiSocket)})
 }
 
 // Run runs a client command against the host of a site and returns its standard

@@ -8,115 +8,17 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
-	"scstore"
-	"scstore/e2e"
 	"scstore/internal/api"
-	"scstore/nbd"
 )
 
 const (
 	// soakMoves and soakPromotes are how often a volume changes its owner.
 	soakMoves    = 100
-	soakPauses   = 50
 	soakPromotes = 50
 )
-
-// TestSites_HandOffPauses prints how long writes pause for a client while a volume of
-// 512 MiB, 40 MiB of which are not there yet, changes its site: from the last
-// acknowledged write at the old owner to the first at the new one.
-func TestSites_HandOffPauses(t *testing.T) {
-	const rtt, missing = 80 * time.Millisecond, 40 * mib
-	s := startSites(t, rtt, 200e6)
-	at(t, s, "a", "volume", "create", "disk", "--size", "512M")
-	fill := dial(t, s.Host("a").URL("disk"))
-	for off := int64(0); off < 512*mib; off += mib {
-		check(t, fill.WriteAt(t.Context(), random(mib, uint64(off)), off, 0))
-	}
-	check(t, fill.Flush(t.Context()))
-	check(t, fill.Close())
-	c := &chain{blocks: 64}
-	owner, other := "a", "b"
-	var pauses []time.Duration
-	var short int
-	for round := range soakPauses {
-		waitVolume(t, s, owner, "disk", func(w api.Where) bool { return w.Tether == nil })
-		change := dial(t, s.Host(owner).URL("disk"))
-		for i := range int64(missing / mib) {
-			check(t, change.WriteAt(t.Context(), random(mib, uint64(round)<<32|uint64(i)), 64*mib+(int64(round)*missing+i*mib)%(256*mib), 0))
-		}
-		check(t, change.Flush(t.Context()))
-		check(t, change.Close())
-		pause, r := handOffUnderClients(t, s, c, owner, other)
-		pauses = append(pauses, pause)
-		if r.MissingBytes < missing*9/10 {
-			short++
-		}
-		t.Logf("%2d: %s to %s: %s for the client, %.0f ms at the source, %d MiB missing", round, owner, other, pause.Round(time.Millisecond), r.PauseMs, r.MissingBytes/mib)
-		owner, other = other, owner
-	}
-	slices.Sort(pauses)
-	t.Logf("RTT %s, %d hand-offs of 512 MiB: pause p50 %s, p99 %s, worst %s", rtt, len(pauses),
-		pauses[len(pauses)/2].Round(time.Millisecond), pauses[len(pauses)*99/100].Round(time.Millisecond), pauses[len(pauses)-1].Round(time.Millisecond))
-	if short > len(pauses)/10 {
-		t.Errorf("in %d of %d hand-offs less than %d MiB was missing: this measures something else", short, len(pauses), missing/mib)
-	}
-	c.expect(t, s.Host(owner).URL("disk"), c.acked, c.acked)
-}
-
-// handOffUnderClients moves the volume while one client writes at the old owner and
-// one tries to at the new one.
-func handOffUnderClients(t *testing.T, s *e2e.Sites, c *chain, from, to string) (time.Duration, api.MoveReport) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), sitesPatience)
-	defer cancel()
-	old := dial(t, s.Host(from).URL("disk"))
-	before := c.acked
-	var clients sync.WaitGroup
-	var firstAt time.Time
-	var firstErr error
-	clients.Go(func() { _ = c.writeUntilEnd(ctx, old) }) // it ends with the connection
-	clients.Go(func() { firstAt, firstErr = firstWrite(ctx, s.Host(to).URL("disk")) })
-	time.Sleep(300 * time.Millisecond) // of writing
-	r := move(t, s, from, "disk", to)
-	clients.Wait()
-	check(t, firstErr)
-	if c.acked == before {
-		t.Fatal("the client at the old owner wrote nothing")
-	}
-	c.acked = c.expect(t, s.Host(to).URL("disk"), c.acked, c.acked+1)
-	return firstAt.Sub(c.ackAt), r
-}
-
-// firstWrite writes a block behind the chain as soon as an export takes it.
-func firstWrite(ctx context.Context, url string) (time.Time, error) {
-	for {
-		if at, ok := tryWrite(ctx, url); ok {
-			return at, nil
-		}
-		select {
-		case <-ctx.Done():
-			return time.Time{}, context.Cause(ctx)
-		case <-time.After(2 * time.Millisecond):
-		}
-	}
-}
-
-func tryWrite(ctx context.Context, url string) (time.Time, bool) {
-	client, err := nbd.Dial(ctx, url, nbd.DialOptions{})
-	if err != nil {
-		return time.Time{}, false
-	}
-	defer func() { _ = client.Close() }() // what counts was acknowledged
-	if client.ReadOnly() {
-		return time.Time{}, false
-	}
-	err = client.WriteAt(ctx, random(scstore.BlockSize, 1), 32*mib, 0)
-	return time.Now(), err == nil
-}
 
 // TestSites_ManyMovesEndEqual moves a volume round and round under writes.
 func TestSites_ManyMovesEndEqual(t *testing.T) {
