@@ -107,8 +107,8 @@ func (r *Replica) reviewForks(st *meta.State, _ meta.Tenure) {
 
 // tickForks answers who waits for what this host has beyond a fork, one volume at a time
 // in the background: a branch has to be copied first.
-func (s *Set) tickForks() {
-	for _, r := range s.all() {
+func (s *Set) tickForks(all []*Replica) {
+	for _, r := range all {
 		r.mu.Lock()
 		due := r.moving.reports && !r.moving.settling && s.now() >= r.moving.retryAt
 		g := r.group

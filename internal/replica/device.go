@@ -116,6 +116,7 @@ func (d *device) use() (v *volume.Volume, done func(), err error) {
 func (d *device) note(n int64) {
 	if d.written.Add(n) == n {
 		d.first.Store(int64(d.r.set.now()))
+		d.r.rests.Store(false)
 	}
 }
 

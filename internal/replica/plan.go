@@ -27,8 +27,9 @@ type plan struct {
 	holders  []meta.DiskID // complete at to, the best first
 }
 
-// tick does what is due in a group, by time.
-func (s *Set) tick(g meta.GroupID) {
+// tick does what is due in a group, by time. Replicas at rest are passed over, unless it is
+// a whole one.
+func (s *Set) tick(g meta.GroupID, all []*Replica, whole bool) {
 	type start struct {
 		r *Replica
 		p plan
@@ -36,11 +37,15 @@ func (s *Set) tick(g meta.GroupID) {
 	var starts []start
 	var seals, fills []*Replica
 	err := s.o.Log.View(g, func(st *meta.State) {
-		list := s.present(g, st)
-		s.report(g, st, list)
+		list := s.present(g, st, all)
 		wants := s.wantedBases(st, list)
+		if !whole {
+			list = slices.DeleteFunc(list, func(r *Replica) bool { return r.rests.Load() && r.satisfied(wants[r.id]) })
+		}
+		s.report(g, st, list)
 		for _, r := range list {
 			r.mu.Lock()
+			r.rests.Store(true) // what happens from here on takes it back
 			r.commitPending()
 			r.catchUp()
 			r.exposed = r.onlySince(st)
@@ -52,6 +57,9 @@ func (s *Set) tick(g meta.GroupID) {
 			}
 			if r.fillDue() {
 				fills = append(fills, r)
+			}
+			if !s.settled(r, st, wants[r.id]) {
+				r.rests.Store(false)
 			}
 			r.mu.Unlock()
 		}
@@ -71,8 +79,8 @@ func (s *Set) tick(g meta.GroupID) {
 }
 
 // present returns the replicas here of a group's volumes that are not tombstones.
-func (s *Set) present(g meta.GroupID, st *meta.State) (list []*Replica) {
-	for _, r := range s.all() {
+func (s *Set) present(g meta.GroupID, st *meta.State, all []*Replica) (list []*Replica) {
+	for _, r := range all {
 		r.mu.Lock()
 		known := r.group
 		r.mu.Unlock()
@@ -83,6 +91,41 @@ func (s *Set) present(g meta.GroupID, st *meta.State) (list []*Replica) {
 		}
 	}
 	return list
+}
+
+// satisfied reports whether all that clones here want of a replica is complete.
+func (r *Replica) satisfied(wants []scstore.Position) bool {
+	if len(wants) == 0 {
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.holdsAll(wants)
+}
+
+// holdsAll reports whether all of some positions are complete here. mu is held.
+func (r *Replica) holdsAll(list []scstore.Position) bool {
+	return !slices.ContainsFunc(list, func(at scstore.Position) bool { return !r.facts.holds(at) })
+}
+
+// settled reports whether there is nothing to do for a replica and nothing to wait for:
+// then only an event of the log or something on this host changes that. It is called
+// under View; mu is held.
+func (s *Set) settled(r *Replica, st *meta.State, wants []scstore.Position) bool {
+	f := &r.facts
+	busy := r.unsaved || r.jump != nil || r.fill != nil || r.source != nil || r.target != nil || r.moving.reports
+	if busy || len(f.Pending) > 0 || f.Draining != nil || f.Jump != nil || len(f.Left) > 0 || f.Partial != (scstore.Position{}) {
+		return false
+	}
+	pinned := slices.ContainsFunc(st.Pins(r.id), func(p meta.Pin) bool { return p.Disk == s.o.Disk })
+	if pinned || !r.holdsAll(wants) || len(r.unreported(st)) > 0 {
+		return false
+	}
+	if f.Fence != 0 { // its owner
+		return r.device != nil && r.device.written.Load() == 0 && (f.Head == scstore.Position{} || f.holds(f.Head))
+	}
+	rec, _ := st.Get(r.id)
+	return rec.Head == (scstore.Position{}) || f.holds(rec.Head) || !s.placed(r, st)
 }
 
 // wantedBases returns the positions of bases that volumes here need, by base: what this
@@ -105,11 +148,13 @@ func (s *Set) wantedBases(st *meta.State, list []*Replica) map[scstore.VolumeID]
 		}
 	}
 	for _, r := range list {
+		if rec, ok := st.Get(r.id); !ok || rec.Base.IsZero() {
+			continue
+		}
 		r.mu.Lock()
-		here := r.table != nil || r.target != nil || r.facts.Fence != 0
-		placed := s.placed(r, st)
+		wanted := r.table != nil || r.target != nil || r.facts.Fence != 0 || s.placed(r, st)
 		r.mu.Unlock()
-		if here || placed {
+		if wanted {
 			want(r.id)
 		}
 	}

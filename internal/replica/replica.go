@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"scstore"
@@ -19,6 +20,10 @@ type Replica struct {
 	set   *Set
 	id    scstore.VolumeID
 	group meta.GroupID // guarded by mu: 0 until it is known
+
+	// rests says that the last tick found nothing to do, nor to wait for, and that nothing
+	// has happened since: ticks pass it over.
+	rests atomic.Bool
 
 	// sealing holds a token while no seal is under way. It comes before mu.
 	sealing chan struct{}
@@ -92,6 +97,7 @@ func baseChain(t *block.Table) (chain []volume.Reader) {
 
 // save writes the facts to stable storage. mu is held.
 func (r *Replica) save() error {
+	r.rests.Store(false)
 	r.facts.ID, r.facts.Group = r.id, r.group
 	if err := writeFacts(r.set.o.Dir, r.facts); err != nil {
 		r.unsaved = true
@@ -104,6 +110,7 @@ func (r *Replica) save() error {
 
 // ring wakes who waits for a change. mu is held.
 func (r *Replica) ring() {
+	r.rests.Store(false)
 	close(r.bell)
 	r.bell = make(chan struct{})
 }

@@ -155,7 +155,7 @@ func (s *Set) look(r *Replica, g meta.GroupID, st *meta.State) (sight, bool) {
 	rec, _ := st.Get(r.id)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	defer r.ring()
+	defer r.ring() // which ends its rest
 	r.group = g
 	v := sight{r: r, rec: rec}
 	t, live := st.Holder(r.id)

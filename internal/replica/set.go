@@ -24,6 +24,7 @@ const (
 	MaxAsks   = 64 // proposals in the background at once; more are made later
 
 	tickInterval = 250 * time.Millisecond
+	wholeTick    = 5 * time.Second        // between two ticks that pass nothing over
 	askInterval  = 400 * time.Millisecond // between two proposals of the same
 	askTimeout   = 10 * time.Second
 	closeTimeout = 30 * time.Second
@@ -49,7 +50,8 @@ type Set struct {
 
 	moves moves
 
-	unfinished []*Replica // that the last process was making; set once
+	unfinished []*Replica    // that the last process was making; set once
+	wholeTick  time.Duration // tests set another one, before Start
 
 	mu       sync.Mutex
 	replicas map[scstore.VolumeID]*Replica
@@ -81,7 +83,7 @@ func Open(ctx context.Context, o Options) (*Set, error) {
 		jumps: tokens(MaxJumps), sealers: tokens(MaxSeals), fillers: tokens(MaxFills),
 		served: tokens(MaxServed), offers: tokens(MaxOffers), asks: tokens(MaxAsks),
 		replicas: map[scstore.VolumeID]*Replica{}, asked: map[string]time.Duration{},
-		flights: map[flightKey]*flight{}, reports: map[meta.GroupID]*reports{},
+		flights: map[flightKey]*flight{}, reports: map[meta.GroupID]*reports{}, wholeTick: wholeTick,
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	for _, g := range o.Groups {
@@ -251,6 +253,7 @@ func (s *Set) take(tokens chan struct{}, f func(ctx context.Context)) bool {
 func (s *Set) run(ctx context.Context) {
 	t := time.NewTicker(tickInterval)
 	defer t.Stop()
+	wholeAt := time.Duration(0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -258,9 +261,14 @@ func (s *Set) run(ctx context.Context) {
 		case <-t.C:
 		case <-s.wake:
 		}
-		s.tickForks()
+		all := s.all()
+		s.tickForks(all)
+		whole := s.now() >= wholeAt
+		if whole {
+			wholeAt = s.now() + s.wholeTick
+		}
 		for _, g := range s.o.Groups {
-			s.tick(g)
+			s.tick(g, all, whole)
 		}
 	}
 }

@@ -168,6 +168,31 @@ func TestSet_SnapshotIsAtBothSitesAndEqual(t *testing.T) {
 	}
 }
 
+func TestSet_ReplicasComeToRestAndWakeUp(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize, "A", "B")
+	rest := func(h *testHost) func() bool {
+		r := h.set.replica(id)
+		return func() bool { return r.rests.Load() }
+	}
+	for n := range uint64(3) {
+		if err := a.device(id).WriteAt(randomBytes(testBlock, n), int64(n)*testBlock); err != nil {
+			t.Fatal(err)
+		}
+		w.eventually("what was written is at both hosts", func() bool {
+			var head scstore.Position
+			a.view(func(st *meta.State) {
+				rec, _ := st.Get(id)
+				head = rec.Head
+			})
+			return head.Epoch > scstore.Epoch(n) && b.claims(id, head)
+		})
+		w.eventually("A rests", rest(a))
+		w.eventually("B rests", rest(b))
+	}
+}
+
 func TestSet_SnapshotWaitsForTheLogOnce(t *testing.T) {
 	w := newWorld(t, "A")
 	a := w.hosts["A"]

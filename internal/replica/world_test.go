@@ -132,6 +132,7 @@ func (h *testHost) open() {
 	if err != nil {
 		h.w.t.Fatal(err)
 	}
+	h.set.wholeTick = time.Hour // so that what wakes a replica at rest is enough
 	h.net.up(true)
 	h.log.start()
 	if err := h.set.Start(); err != nil {
