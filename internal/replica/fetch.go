@@ -62,7 +62,7 @@ func (r *Replica) bringDemanded(ctx context.Context, m *volume.MissingError) err
 	}
 	few := r.set.fly(owner, flightKey{owner.id, at, spans[0], m.Extents[0]}, m.Extents, quicnet.ClassDemand)
 	for _, span := range spans {
-		if r.set.flying() < fetchAtOnce {
+		if r.set.flying() < fillAtOnce+fetchAtOnce {
 			r.set.flySpan(owner, at, span, quicnet.ClassHot)
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"scstore"
 	"scstore/fs/block"
 	"scstore/propagate/quicnet"
@@ -12,6 +14,7 @@ import (
 
 const (
 	fillWindow = 64 << 20 / scstore.BlockSize // how much is looked at at a time
+	fillAtOnce = 8                            // MiBs, while nobody waits for all of it
 	fillRetry  = 2 * time.Second              // after nobody had what is missing
 )
 
@@ -65,24 +68,35 @@ func (s *Set) fillAll(ctx context.Context, r *Replica, t *block.Table, at scstor
 		if err != nil {
 			return err
 		}
-		for len(spans) > 0 {
-			class, n := quicnet.ClassAsync, 4
-			r.mu.Lock()
-			if r.hurry > 0 {
-				class, n = quicnet.ClassHot, fetchAtOnce
-			}
-			r.mu.Unlock()
-			n = min(n, len(spans))
-			if err := r.bring(ctx, at, spans[:n], class); err != nil {
-				return err
-			}
-			spans = spans[n:]
+		if err := s.fillSpans(ctx, r, at, spans); err != nil {
+			return err
 		}
 		r.mu.Lock()
 		r.fill.filled += lacking
 		r.mu.Unlock()
 	}
 	return nil
+}
+
+// fillSpans brings MiBs, some of them at a time: one that has come makes room for the next,
+// so that the link does not wait for the slowest.
+func (s *Set) fillSpans(ctx context.Context, r *Replica, at scstore.Position, spans []uint64) error {
+	r.mu.Lock()
+	hurry := r.hurry > 0
+	r.mu.Unlock()
+	class, n := quicnet.ClassAsync, fillAtOnce
+	if hurry {
+		class, n = quicnet.ClassHot, fetchAtOnce
+	}
+	flights, ctx := errgroup.WithContext(ctx)
+	flights.SetLimit(n)
+	for _, span := range spans {
+		if ctx.Err() != nil {
+			break
+		}
+		flights.Go(func() error { return r.bring(ctx, at, []uint64{span}, class) })
+	}
+	return flights.Wait()
 }
 
 // spansLacking returns which MiBs of a window lack something, and how many blocks.
