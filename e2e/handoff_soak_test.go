@@ -32,8 +32,10 @@ const (
 	changedAt   = 64 * mib
 	constantAt  = 3 << 30
 
-	// settleTime is how long the network is left alone before a hand-off.
-	settleTime = time.Second
+	// While nothing is measured the network is fast. Then the hosts get a while in which
+	// they learn how slow it is.
+	fastRTT    = 4 * time.Millisecond
+	settleTime = 4 * time.Second
 	// wholeTime bounds the wait until all of the volume is at its owner.
 	wholeTime = 10 * time.Minute
 )
@@ -151,7 +153,7 @@ func (o handOff) String() string {
 // whole waits until all of the volume is at its owner. The network is fast meanwhile.
 func (h *handOffs) whole(t *testing.T) {
 	t.Helper()
-	check(t, h.s.SetRate(0))
+	check(t, h.s.SetLinks(fastRTT, 0))
 	client := h.s.Client(h.owner)
 	defer client.Close()
 	eventually(t, wholeTime, "all of the volume is at "+h.owner, func() bool {
@@ -160,7 +162,7 @@ func (h *handOffs) whole(t *testing.T) {
 		check(t, err)
 		return v.Where.Tether == nil
 	})
-	check(t, h.s.SetRate(soakRate))
+	check(t, h.s.SetLinks(soakRTT, soakRate))
 }
 
 // write writes a part of the volume anew at its owner.

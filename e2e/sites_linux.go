@@ -42,7 +42,7 @@ type SitesOptions struct {
 // each a network namespace with one host, SITE1. File systems are shared, so the
 // sockets of every host can be used from everywhere. It needs root.
 //
-// It is used by one goroutine, but for Cut, Heal, SetRate, Bytes, Run and what is made of it,
+// It is used by one goroutine, but for Cut, Heal, SetLinks, Bytes, Run and what is made of it,
 // which are safe for concurrent use with each other.
 type Sites struct {
 	o       SitesOptions
@@ -158,8 +158,9 @@ func (s *Sites) others(site string, f func(a, b string) error) error {
 	return errors.Join(errs...)
 }
 
-// SetRate changes the rate of all links while they run; 0 bits are no limit.
-func (s *Sites) SetRate(bitsPerSecond int64) error {
+// SetLinks changes all links while they run: the round trip and the rate between any two
+// sites; 0 bits are no limit.
+func (s *Sites) SetLinks(rtt time.Duration, bitsPerSecond int64) error {
 	var errs []error
 	for _, from := range s.o.Names {
 		errs = append(errs, s.others(from, func(from, to string) error {
@@ -167,6 +168,7 @@ func (s *Sites) SetRate(bitsPerSecond int64) error {
 			if err != nil {
 				return err
 			}
+			link.Delay = rtt / 2
 			return s.network.SetLink(from, to, link.WithRate(bitsPerSecond))
 		}))
 	}

@@ -57,7 +57,8 @@ func TestSites_SnapshotUnderLoad(t *testing.T) {
 	n.fill(t)
 	n.caughtUp(t)
 	for _, l := range []load{{name: "1,000 writes a second", depth: 8, perSecond: 1000}, {name: "full speed, QD 8", depth: 8}} {
-		check(t, n.s.SetRate(soakRate))
+		check(t, n.s.SetLinks(soakRTT, soakRate))
+		time.Sleep(settleTime)
 		began := len(n.list)
 		requests := n.under(t, l)
 		n.report(t, l, n.list[began:], requests)
@@ -84,7 +85,7 @@ func (n *snapshots) fill(t *testing.T) {
 // caughtUp waits until b has all that a has. The network is fast meanwhile.
 func (n *snapshots) caughtUp(t *testing.T) {
 	t.Helper()
-	check(t, n.s.SetRate(0))
+	check(t, n.s.SetLinks(fastRTT, 0))
 	ctx, cancel := context.WithTimeout(t.Context(), caughtUpTime)
 	defer cancel()
 	check(t, n.s.WaitCurrent(ctx, "a", "disk", "b"))
