@@ -138,6 +138,9 @@ func (h *handOffs) measure(t *testing.T, missing int64) {
 		if most := soakRTT*3/2 + 100*time.Millisecond; pause.p50 > most {
 			t.Errorf("leader at %s end: writes pause %s at p50, want at most %s", end, pause.p50, most)
 		}
+		if more, most := lacking.p50-here.p50, soakRTT*3/2; more > most {
+			t.Errorf("leader at %s end: a missing block takes %s more at p50, want a round trip, at most %s", end, more, most)
+		}
 	}
 	if short > soakPauses/5 {
 		t.Errorf("in %d of %d hand-offs less than %d MiB was missing, or the block that is read: this measures something else", short, 2*soakPauses, missing/mib)
