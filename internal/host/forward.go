@@ -205,6 +205,7 @@ func (c *clustered) serveForward(ctx context.Context, from quicnet.Peer, s *quic
 	}
 	what, err := parseCall(text)
 	if err != nil {
+		s.Refuse(err)
 		return refuse(s, err)
 	}
 	c.h.log.Debug("call of another host", "peer", from.Host, "method", what.Method, "volume", what.Name)

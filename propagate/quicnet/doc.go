@@ -9,8 +9,9 @@
 // end's certificate (package authority), in both directions, in a full handshake each
 // time. Then each end says hello on the control stream: cluster, incarnation, wire
 // versions, disk, name, boot number, clock. What does not fit is refused with a code
-// and a sentence, counted by reason, and logged now and then. Everything that comes
-// later is attributed to the identity in the certificate.
+// and a sentence, counted by reason, and logged now and then; so are handshakes that
+// are broken off, streams that mean nothing, and packets that are nobody's. Everything
+// that comes later is attributed to the identity in the certificate.
 //
 // To each peer there is one connection for Raft and control (slot 0) and a pool for
 // the rest (slots 1 to N), because one connection's congestion control starves on a
@@ -41,7 +42,7 @@
 //
 // Concurrency: one goroutine accepts connections, one for each connection accepts
 // streams, one for each stream serves it; one closes what is idle, one renews the
-// certificate. All are joined by Close.
+// certificate, one counts packets that are not of QUIC. All are joined by Close.
 //
 // Sources: RFC 9000 (QUIC), RFC 9001 (with TLS), RFC 9218 (urgency), RFC 8446 (TLS).
 package quicnet

@@ -2,15 +2,11 @@ package quicnet
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/quic-go/quic-go"
-	"golang.org/x/time/rate"
 
 	"scstore"
 	"scstore/propagate/quicnet/authority"
@@ -20,7 +16,8 @@ import (
 type reason string
 
 const (
-	reasonCertificate reason = "certificate" // of another authority, expired, or none
+	reasonCertificate reason = "certificate" // of another authority, expired, or none, at either end
+	reasonHandshake   reason = "handshake"   // broken off before either end had proved anything
 	reasonCluster     reason = "cluster"     // of another cluster
 	reasonIncarnation reason = "incarnation" // from before or after a recovery
 	reasonVersion     reason = "version"     // speaks no wire version that is spoken here
@@ -31,61 +28,38 @@ const (
 	reasonTimeout     reason = "timeout"     // said too little in time
 	reasonLimit       reason = "limit"       // too many at once
 	reasonToken       reason = "token"       // a join with a token that is not good
+	reasonName        reason = "name"        // a join under the name, or with the disk, of another host
 	reasonJoin        reason = "join"        // a join that is not possible here, or asks for the impossible
+	reasonKind        reason = "kind"        // a stream that nobody here serves
+	reasonCorrupt     reason = "corrupt"     // a stream whose bytes, or those it asks for, fail their checks
 )
 
-// reasons lists them all, for the counters.
+// reasons lists those of connections, for the counters.
 var reasons = []reason{
-	reasonCertificate, reasonCluster, reasonIncarnation, reasonVersion, reasonIdentity, reasonSelf, reasonDenied,
-	reasonMalformed, reasonTimeout, reasonLimit, reasonToken, reasonJoin,
+	reasonCertificate, reasonHandshake, reasonCluster, reasonIncarnation, reasonVersion, reasonIdentity, reasonSelf, reasonDenied,
+	reasonMalformed, reasonTimeout, reasonLimit, reasonToken, reasonName, reasonJoin,
 }
+
+// streamReasons lists those of streams.
+var streamReasons = []reason{reasonKind, reasonMalformed, reasonCorrupt, reasonVersion, reasonTimeout, reasonLimit}
 
 // refusal is an error at the door.
 type refusal struct {
 	reason reason
 	err    error
+	host   string // that asks to join, as it calls itself
+	stream bool   // of a stream, not of a connection
 }
 
 func refuse(r reason, err error) error { return &refusal{reason: r, err: err} }
+
+func refuseStream(r reason, err error) error { return &refusal{reason: r, err: err, stream: true} }
 
 // Error returns the cause's text.
 func (r *refusal) Error() string { return r.err.Error() }
 
 // Unwrap returns the cause.
 func (r *refusal) Unwrap() error { return r.err }
-
-// logEvery is how often one reason is logged; all are counted.
-const logEvery = 10 * time.Second
-
-// door counts and logs who was refused.
-type door struct {
-	log     *slog.Logger
-	counts  map[reason]prometheus.Counter
-	pending map[reason]*rate.Sometimes
-}
-
-func newDoor(log *slog.Logger, counts *prometheus.CounterVec) *door {
-	d := &door{log: log, counts: map[reason]prometheus.Counter{}, pending: map[reason]*rate.Sometimes{}}
-	for _, r := range reasons {
-		d.counts[r] = counts.WithLabelValues(string(r))
-		d.pending[r] = &rate.Sometimes{Interval: logEvery}
-	}
-	return d
-}
-
-// refused records one refusal.
-func (d *door) refused(addr net.Addr, err error) {
-	r := reasonMalformed
-	if known := (*refusal)(nil); errors.As(err, &known) {
-		r = known.reason
-	} else if timeout := (net.Error)(nil); errors.As(err, &timeout) && timeout.Timeout() {
-		r = reasonTimeout
-	}
-	d.counts[r].Inc()
-	d.pending[r].Do(func() {
-		d.log.Warn("peer refused", "peer", addr.String(), "reason", string(r), "err", err)
-	})
-}
 
 // hello returns what this host says of itself first.
 func (n *Net) hello(slot int) hello {
@@ -178,7 +152,7 @@ func (n *Net) welcome(ctx context.Context, conn *quic.Conn) (Peer, int, error) {
 	defer cancel()
 	s, err := conn.AcceptStream(ctx)
 	if err != nil {
-		return Peer{}, 0, timedOut(translate(err), "no hello")
+		return Peer{}, 0, notInTime(translate(err), "no hello")
 	}
 	defer s.CancelRead(0)
 	if err := s.SetDeadline(time.Now().Add(HelloTimeout)); err != nil {
@@ -186,7 +160,7 @@ func (n *Net) welcome(ctx context.Context, conn *quic.Conn) (Peer, int, error) {
 	}
 	p, h, err := n.meet(s, conn)
 	if err != nil {
-		return Peer{}, 0, timedOut(translate(err), "half a hello")
+		return Peer{}, 0, notInTime(translate(err), "half a hello")
 	}
 	if _, err := s.Write(n.hello(int(h.slot)).encode()); err != nil {
 		return Peer{}, 0, translate(err)
@@ -195,9 +169,9 @@ func (n *Net) welcome(ctx context.Context, conn *quic.Conn) (Peer, int, error) {
 	return p, int(h.slot), nil
 }
 
-// timedOut names what did not come in time.
-func timedOut(err error, what string) error {
-	if timeout := (net.Error)(nil); errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
+// notInTime names what did not come in time.
+func notInTime(err error, what string) error {
+	if timedOut(err) {
 		return refuse(reasonTimeout, fmt.Errorf("%s within %v: %w", what, HelloTimeout, scstore.ErrUnreachable))
 	}
 	return err

@@ -179,7 +179,7 @@ func echo(ctx context.Context, from *Net, to byte, class Class) error {
 }
 
 // refusals returns how often a host refused for a reason.
-func refusals(h *Net, r reason) float64 { return testutil.ToFloat64(h.door.counts[r]) }
+func refusals(h *Net, r reason) float64 { return testutil.ToFloat64(h.door.conns[r].count) }
 
 // allRefusals returns how often a host refused at all.
 func allRefusals(h *Net) (n float64) {

@@ -37,7 +37,7 @@ func (n *Net) serveJoin(conn *quic.Conn) {
 		err = s.SetDeadline(time.Now().Add(JoinTimeout))
 	}
 	if err != nil {
-		n.turnAway(conn, timedOut(translate(err), "no join request"))
+		n.turnAway(conn, notInTime(translate(err), "no join request"))
 		return
 	}
 	answer, err := n.join(ctx, s, conn.RemoteAddr())
@@ -65,6 +65,9 @@ func (n *Net) join(ctx context.Context, s *quic.Stream, addr net.Addr) ([]byte, 
 		return nil, translate(err)
 	}
 	r, err := parseJoinRequest(b)
+	if errors.Is(err, scstore.ErrVersion) {
+		return nil, refuse(reasonVersion, err)
+	}
 	if err != nil {
 		return nil, refuse(reasonMalformed, err)
 	}
@@ -88,7 +91,7 @@ func (n *Net) join(ctx context.Context, s *quic.Stream, addr net.Addr) ([]byte, 
 	}
 	reply, err := n.o.Joiner.Join(ctx, request)
 	if err != nil {
-		return nil, refuse(reasonToken, err)
+		return nil, &refusal{reason: joinReason(err), err: err, host: r.host}
 	}
 	if len(reply.Membership) > MaxMembershipBytes {
 		return nil, fmt.Errorf("membership of %d bytes, more than %d: %w", len(reply.Membership), MaxMembershipBytes, scstore.ErrInvalid)
@@ -101,6 +104,21 @@ func (n *Net) join(ctx context.Context, s *quic.Stream, addr net.Addr) ([]byte, 
 	n.log.Info("host admitted", "peer", r.host, "disk", r.disk.String(), "addr", addr.String(), "token", fmt.Sprintf("%.8s", request.Token))
 	answer := joinAnswer{incarnation: n.o.Incarnation, certificate: der, authority: a.Certificate(), membership: reply.Membership}
 	return answer.encode(), nil
+}
+
+// joinReason returns the reason for which a Joiner refuses.
+func joinReason(err error) reason {
+	switch {
+	case errors.Is(err, scstore.ErrExists):
+		return reasonName
+	case errors.Is(err, scstore.ErrFenced):
+		return reasonDenied
+	case errors.Is(err, scstore.ErrVersion):
+		return reasonVersion
+	case errors.Is(err, scstore.ErrInvalid):
+		return reasonToken
+	}
+	return reasonJoin
 }
 
 // JoinOptions says who joins what.

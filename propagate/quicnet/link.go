@@ -98,7 +98,7 @@ func (l *link) serve() {
 			continue // the close, which is next, says that it was not looked at
 		} else if err != nil {
 			cancelStream(s, err)
-			l.n.metrics.streamsRefused.Inc()
+			l.n.door.refusedStream(l.who, refuseStream(reasonLimit, err))
 			continue
 		}
 		if !l.n.spawn(func() { l.handle(s) }) {

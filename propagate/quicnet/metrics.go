@@ -81,7 +81,9 @@ type metrics struct {
 	n              *Net
 	refused        *prometheus.CounterVec
 	links          prometheus.Gauge
-	streamsRefused prometheus.Counter
+	turnedAway     prometheus.Counter
+	strays         prometheus.Counter
+	streamsRefused *prometheus.CounterVec
 	streams        [classCount]prometheus.Counter
 	sent           [classCount]prometheus.Counter
 	received       [classCount]prometheus.Counter
@@ -105,8 +107,10 @@ func newMetrics(n *Net, reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		n:              n,
 		refused:        vec("refused_total", "Connections refused at the door.", "reason"),
+		turnedAway:     prometheus.NewCounter(prometheus.CounterOpts{Name: name("turned_away_total"), Help: "Connections of this host that a peer refused."}),
+		strays:         prometheus.NewCounter(prometheus.CounterOpts{Name: name("stray_packets_total"), Help: "Packets dropped that belong to no connection and begin none."}),
 		links:          prometheus.NewGauge(prometheus.GaugeOpts{Name: name("links"), Help: "Open connections with peers."}),
-		streamsRefused: prometheus.NewCounter(prometheus.CounterOpts{Name: name("streams_refused_total"), Help: "Streams refused because the peer has too many."}),
+		streamsRefused: vec("streams_refused_total", "Streams of peers refused because of what they say, or because there are too many.", "reason"),
 		skew:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name("clock_skew_seconds"), Help: "How far a peer's clock is ahead."}, []string{"peer"}),
 		rtt:            desc("rtt_seconds", "Smoothed round trip time.", "peer"),
 		sentBytes:      desc("link_sent_bytes_total", "Bytes sent in packets.", "peer"),
@@ -125,7 +129,7 @@ func newMetrics(n *Net, reg prometheus.Registerer) *metrics {
 	for i, result := range []string{"ok", "failed"} {
 		m.dials[i], m.renewals[i] = dials.WithLabelValues(result), renewals.WithLabelValues(result)
 	}
-	m.plain = []prometheus.Collector{m.refused, m.links, m.streamsRefused, m.skew, streams, sent, received, dials, renewals}
+	m.plain = []prometheus.Collector{m.refused, m.turnedAway, m.strays, m.links, m.streamsRefused, m.skew, streams, sent, received, dials, renewals}
 	if reg != nil {
 		reg.MustRegister(m)
 	}

@@ -82,11 +82,12 @@ func Open(ctx context.Context, o Options) (*Net, error) {
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	n.metrics = newMetrics(n, o.Registerer)
-	n.door = newDoor(n.log, n.metrics.refused)
+	n.door = newDoor(n.log, n.metrics)
 	reset := quic.StatelessResetKey(o.Keys.ResetKey())
 	unverified := rate.NewLimiter(maxUnverified, maxUnverified)
 	n.transport = &quic.Transport{
 		Conn: conn, ConnectionIDLength: connectionIDBytes, StatelessResetKey: &reset, VerifySourceAddress: func(net.Addr) bool { return !unverified.Allow() },
+		ConnContext: n.knocked, Tracer: strays{n.door},
 	}
 	n.answers[kindRenew] = n.answerRenew
 	n.answers[kindAuthorityKey] = n.answerAuthorityKey
@@ -108,7 +109,7 @@ func (n *Net) Start() error {
 		return fmt.Errorf("listen: %w", translate(err))
 	}
 	n.listener = listener
-	for _, f := range []func(){n.accept, n.sweep, n.renew} {
+	for _, f := range []func(){n.accept, n.readStrays, n.sweep, n.renew} {
 		if !n.spawn(f) {
 			return errClosed()
 		}
@@ -173,6 +174,9 @@ func (n *Net) accept() {
 		conn, err := n.listener.Accept(n.ctx)
 		if err != nil {
 			return
+		}
+		if !heard(conn.Context()) {
+			continue // it is gone, and counted
 		}
 		context.AfterFunc(conn.Context(), func() { n.windows.release(conn) })
 		select {
@@ -242,7 +246,7 @@ func (n *Net) peer(disk scstore.StoreID) (*peer, error) {
 func (n *Net) dial(p *peer, slot int) (*link, error) {
 	addresses, err := n.o.Resolve(n.ctx, p.disk)
 	if err != nil {
-		return nil, fmt.Errorf("find disk %s: %w", p.disk, err)
+		return nil, fmt.Errorf("find %s: %w", p.name(), err)
 	}
 	var failed []error
 	for _, address := range addresses {
@@ -253,7 +257,7 @@ func (n *Net) dial(p *peer, slot int) (*link, error) {
 		failed = append(failed, fmt.Errorf("dial %s: %w", address, err))
 	}
 	if len(failed) == 0 {
-		return nil, fmt.Errorf("find disk %s: no address: %w", p.disk, scstore.ErrUnreachable)
+		return nil, fmt.Errorf("find %s: no address: %w", p.name(), scstore.ErrUnreachable)
 	}
 	return nil, all(failed)
 }
@@ -267,18 +271,26 @@ func (n *Net) dialAddress(p *peer, slot int, address string) (*link, error) {
 	}
 	conn, err := n.transport.Dial(ctx, addr, n.clientTLS(p.disk), n.quicConfig(true))
 	if err != nil {
+		n.notDialed(addr, err)
 		return nil, notSent(translate(err))
 	}
 	context.AfterFunc(conn.Context(), func() { n.windows.release(conn) })
 	who, err := n.greet(ctx, conn, slot)
 	if err != nil {
-		if known := (*refusal)(nil); errors.As(err, &known) {
-			n.door.refused(conn.RemoteAddr(), err)
-		}
+		n.notDialed(addr, err)
 		turnAway(conn, err)
 		return nil, notSent(err)
 	}
 	return &link{n: n, peer: p, who: who, conn: conn, slot: slot, dialed: true}, nil
+}
+
+// notDialed records a connection that one of its ends did not want.
+func (n *Net) notDialed(addr net.Addr, err error) {
+	if known := (*refusal)(nil); errors.As(err, &known) {
+		n.door.refusedDialed(addr, known, err)
+	} else if err = translate(err); denied(err) {
+		n.door.turnedAway(addr, err)
+	}
 }
 
 // resolveUDP turns host:port into an address.

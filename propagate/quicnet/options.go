@@ -80,7 +80,8 @@ type Joiner interface {
 	// Join marks the token as used by this key and disk, and the host as a member, in
 	// one step that all hosts agree on. The same key and disk may ask again. Errors:
 	// ErrInvalid for a token that is unknown, expired or used by another; ErrExists
-	// for a name or disk that is taken; ErrBusy to have the host try elsewhere.
+	// for a name or disk that is taken; ErrFenced for a disk that was removed; ErrBusy
+	// to have the host try elsewhere.
 	Join(ctx context.Context, request JoinRequest) (JoinReply, error)
 }
 

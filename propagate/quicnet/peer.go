@@ -79,10 +79,20 @@ func (p *peer) link(ctx context.Context, class Class) (*link, error) {
 				return nil, a.err
 			}
 		case <-ctx.Done():
-			return nil, notSent(fmt.Errorf("connect to disk %s: %w", p.disk, context.Cause(ctx)))
+			return nil, notSent(fmt.Errorf("connect to %s: %w", p.name(), context.Cause(ctx)))
 		}
 	}
-	return nil, fmt.Errorf("connect to disk %s: connections do not last: %w", p.disk, scstore.ErrUnreachable)
+	return nil, fmt.Errorf("connect to %s: connections do not last: %w", p.name(), scstore.ErrUnreachable)
+}
+
+// name is what people call the peer, once it has said so.
+func (p *peer) name() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.who.Host != "" {
+		return "host " + p.who.Host
+	}
+	return "disk " + p.disk.String()
 }
 
 // pickLocked returns the best link for the class, or nil, and the slot that should be

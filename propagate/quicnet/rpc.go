@@ -124,7 +124,9 @@ func (n *Net) answer(s *Stream, kind Kind) error {
 	f := n.answers[kind]
 	n.mu.Unlock()
 	if f == nil {
-		return n.reply(s, nil, fmt.Errorf("no requests of kind %d here: %w", kind, scstore.ErrNotFound))
+		err := refuseStream(reasonKind, fmt.Errorf("no requests of kind %d here: %w", kind, scstore.ErrNotFound))
+		s.Refuse(err)
+		return n.reply(s, nil, err)
 	}
 	length, err := readLength(s.s, MaxFrameBytes)
 	if err != nil {
@@ -147,6 +149,9 @@ func (n *Net) answer(s *Stream, kind Kind) error {
 		return err
 	}
 	answer, err := f(s.s.Context(), s.link.who, payload)
+	if err != nil {
+		s.Refuse(err)
+	}
 	return n.reply(s, answer, err)
 }
 

@@ -192,6 +192,10 @@ func (s *Stream) Close() error {
 	return translate(err)
 }
 
+// Refuse records that what the peer sent is refused with err, for a handler that
+// answers with the reason in its own words and returns no error.
+func (s *Stream) Refuse(err error) { s.link.n.door.refusedStream(s.link.who, err) }
+
 // Cancel gives the stream up: the peer's reads and writes fail with err's sentinel,
 // this end's waiting ones with ErrClosed.
 func (s *Stream) Cancel(err error) {
@@ -212,11 +216,24 @@ func (s *Stream) release() bool {
 func (l *link) handle(raw *quic.Stream) {
 	s := &Stream{link: l, s: raw, class: ClassRepair, accepted: true}
 	if err := l.n.route(s); err != nil {
+		l.n.door.refusedStream(l.who, err)
 		l.n.log.Debug("stream failed", "peer", l.who.Host, "err", err)
 		s.Cancel(err)
 		return
 	}
 	_ = s.Close() // the peer that cancelled meanwhile knows
+}
+
+// noHeader says why a stream is refused that ended, or went on for too long, before
+// its header did.
+func noHeader(err error) error {
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return refuseStream(reasonMalformed, fmt.Errorf("no stream header: %w", err))
+	case timedOut(err) && !errors.Is(err, scstore.ErrUnreachable): // not the connection
+		return refuseStream(reasonTimeout, fmt.Errorf("no stream header within %v: %w", HeaderTimeout, err))
+	}
+	return err
 }
 
 // route reads a stream's header and hands it to who serves its kind.
@@ -226,7 +243,7 @@ func (n *Net) route(s *Stream) error {
 	}
 	b, err := ReadFrame(s.s, headerBytes)
 	if err != nil {
-		return translate(err)
+		return noHeader(translate(err))
 	}
 	h, err := parseHeader(b)
 	if err != nil {
@@ -241,7 +258,7 @@ func (n *Net) route(s *Stream) error {
 	f := n.handlers[h.kind]
 	n.mu.Unlock()
 	if f == nil {
-		return fmt.Errorf("no streams of kind %d here: %w", h.kind, scstore.ErrNotFound)
+		return refuseStream(reasonKind, fmt.Errorf("no streams of kind %d here: %w", h.kind, scstore.ErrNotFound))
 	}
 	if err := s.SetDeadline(time.Time{}); err != nil {
 		return err

@@ -48,7 +48,7 @@ func (n *Net) serverTLS() *tls.Config {
 		peer.ClientAuth = tls.RequireAnyClientCert
 		peer.VerifyConnection = func(state tls.ConnectionState) error {
 			_, err := n.verify(state)
-			if err != nil {
+			if err != nil && heard(client.Context()) {
 				n.door.refused(addr, refuse(reasonCertificate, err))
 			}
 			return err
@@ -72,10 +72,13 @@ func (n *Net) clientTLS(disk scstore.StoreID) *tls.Config {
 	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return n.o.Keys.Certificate(), nil }
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		id, err := n.verify(state)
-		if err == nil && id.Disk != disk {
-			err = fmt.Errorf("dialed disk %s, but %s with disk %s answers: %w", disk, id.Host, id.Disk, scstore.ErrInvalid)
+		if err != nil {
+			return refuse(reasonCertificate, err)
 		}
-		return err
+		if id.Disk != disk {
+			return refuse(reasonIdentity, fmt.Errorf("dialed disk %s, but %s with disk %s answers: %w", disk, id.Host, id.Disk, scstore.ErrInvalid))
+		}
+		return nil
 	}
 	return config
 }
