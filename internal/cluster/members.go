@@ -128,19 +128,20 @@ func (c *Cluster) checkFenced(ctx context.Context) {
 	}
 	for _, p := range c.net.Status() {
 		if p.Links == 0 && errors.Is(p.LastErr, scstore.ErrFenced) {
-			err := fmt.Errorf("%s refuses this host: %w", c.nameOf(p.Disk), p.LastErr)
+			err := fmt.Errorf("%s refuses this host: %w", c.HostName(meta.DiskID(p.Disk.String())), p.LastErr)
 			c.fail(scstore.Hint(err, "this host was removed, copied or set back: join again with an empty folder"))
 			return
 		}
 	}
 }
 
-// nameOf is what people call a disk's host.
-func (c *Cluster) nameOf(disk scstore.StoreID) string {
-	if h, ok := c.view.Load().hosts[meta.DiskID(disk.String())]; ok {
-		return h.Name
+// HostName returns what people call a disk's host, and its site; the disk if it is none
+// that this host knows. It asks nobody.
+func (c *Cluster) HostName(disk meta.DiskID) string {
+	if h, ok := c.view.Load().hosts[disk]; ok {
+		return fmt.Sprintf("%s of site %s", h.Name, h.Site)
 	}
-	return disk.String()
+	return string(disk)
 }
 
 // catchUp makes this host active once it has all groups' states.

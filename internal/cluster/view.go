@@ -209,7 +209,7 @@ func (c *Cluster) allowed(p quicnet.Peer) error {
 func (c *Cluster) owner(shard, replica uint64, disk scstore.StoreID) error {
 	for _, m := range c.view.Load().members[meta.GroupID(shard)] {
 		if m.Replica == replica && m.Disk != meta.DiskID(disk.String()) {
-			return fmt.Errorf("replica %d of group %d is of disk %s: %w", replica, shard, m.Disk, scstore.ErrInvalid)
+			return fmt.Errorf("replica %d of group %d is of host %s: %w", replica, shard, c.HostName(m.Disk), scstore.ErrInvalid)
 		}
 	}
 	return nil

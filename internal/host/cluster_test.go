@@ -422,7 +422,10 @@ func TestSites_PromoteKeepsWhatTheOldOwnerHad(t *testing.T) {
 	})
 	place("lazy") // from here on nothing leaves a by itself
 	write(t, guest, fill(2, 1<<20), 4096)
-	if _, err := c.Promote(ctx, "v", api.Promote{To: "lon"}); !errors.Is(err, scstore.ErrBusy) {
+	named := func(err error) bool { // by what people call it, not by its disk
+		return strings.Contains(err.Error(), "host a of site ams") && !strings.Contains(err.Error(), string(a.disk()))
+	}
+	if _, err := c.Promote(ctx, "v", api.Promote{To: "lon"}); !errors.Is(err, scstore.ErrBusy) || !named(err) {
 		t.Errorf("promote while the owner answers: %v", err)
 	}
 	a.stop()
@@ -445,6 +448,9 @@ func TestSites_PromoteKeepsWhatTheOldOwnerHad(t *testing.T) {
 	write(t, guest, fill(3, 1<<20), 0)
 	if w := b.mustGet(t, "v").Where; w.Unknown != "" {
 		t.Errorf("the new owner does not answer: %+v", w)
+	}
+	if _, err := c.Move(ctx, "v", api.Move{To: "ams"}, nil); !errors.Is(err, scstore.ErrUnreachable) || !named(err) {
+		t.Errorf("move to a host that does not answer: %v", err)
 	}
 
 	a = serveHost(t, Options{Dir: a.o.Dir})

@@ -108,7 +108,7 @@ func (h *Host) openCluster(ctx context.Context) error {
 	h.cluster, h.names, h.volumes = c, c, c
 	c.replicas, err = replica.Open(ctx, replica.Options{
 		Disk: log.Disk(), Site: log.Site(), Boot: log.Boot(), Dir: filepath.Join(h.o.Dir, replicasName), Groups: cluster.VolumeGroupIDs(),
-		Blocks: h.blocks, Log: replicaLog{log}, Net: replicaNet{log.Net()}, Logger: h.log, Registerer: h.registry,
+		Blocks: h.blocks, Log: replicaLog{log}, Net: replicaNet{log.Net()}, HostName: log.HostName, Logger: h.log, Registerer: h.registry,
 	})
 	if err != nil {
 		return err

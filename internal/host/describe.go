@@ -202,7 +202,7 @@ func (c *clustered) volumeProblems(all []entry) (list []string) {
 		case e.Phase == meta.PhaseRevoked:
 			list = append(list, fmt.Sprintf("volume %s is written by no host: a promote was begun and not ended", e.Name))
 		case e.Phase == meta.PhaseTethered && e.Holder != c.h.disk():
-			list = append(list, fmt.Sprintf("volume %s hangs on another host: not all of it is at host %s yet", e.Name, c.hostName(e.Holder)))
+			list = append(list, fmt.Sprintf("volume %s hangs on another host: not all of it is at host %s yet", e.Name, c.log.HostName(e.Holder)))
 		case e.Kind != meta.KindVolume || e.Holder != c.h.disk() || time.Now().After(budget):
 		case e.Phase == meta.PhaseTethered || c.placedElsewhere(e):
 			list = append(list, c.ownProblems(e)...)

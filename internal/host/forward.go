@@ -121,7 +121,7 @@ func (h *Host) forward(ctx context.Context, p place, c call, progress func(done,
 	if !h.ownedElsewhere(p) || p.Holder == "" {
 		return answer{}, false, nil
 	}
-	name := h.cluster.hostName(p.Holder)
+	name := h.cluster.log.HostName(p.Holder)
 	if ctx.Value(forwardedKey{}) != nil {
 		return answer{}, true, scstore.Hint(fmt.Errorf("%q is written by host %s now: %w", p.Name, name, scstore.ErrBusy), "try again")
 	}

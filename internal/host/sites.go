@@ -204,7 +204,7 @@ func (c *clustered) move(ctx context.Context, p place, req api.Move, progress fu
 		return api.MoveReport{}, err
 	}
 	if to == f.tenure.Holder {
-		return api.MoveReport{}, scstore.Hint(fmt.Errorf("host %s writes it already: %w", hosts.name(to), scstore.ErrExists), "name another site or host")
+		return api.MoveReport{}, scstore.Hint(fmt.Errorf("host %s writes it already: %w", c.log.HostName(to), scstore.ErrExists), "name another site or host")
 	}
 	if progress == nil {
 		progress = func(int64, int64) {}

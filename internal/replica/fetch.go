@@ -190,7 +190,7 @@ func (s *Set) fetch(ctx context.Context, r *Replica, at scstore.Position, wanted
 	for _, disk := range from {
 		err := s.fetchFrom(ctx, peer{s, disk, class}, r.id, t, at, missing)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("host %s: %w", disk, err))
+			errs = append(errs, fmt.Errorf("host %s: %w", s.o.HostName(disk), err))
 			if ctx.Err() != nil {
 				break
 			}

@@ -198,7 +198,7 @@ func (s *source) giveUp() {
 	s.each(func(r *Replica, _ tenureNow) error {
 		r.source = nil
 		if i := slices.Index(s.volumes, r); r.facts.Fence != 0 && r.facts.Fence <= s.fences[i] {
-			cause := fmt.Errorf("volume %s was moved to host %s: %w", r.id, s.to, scstore.ErrFenced)
+			cause := fmt.Errorf("volume %s was moved to host %s: %w", r.id, s.set.o.HostName(s.to), scstore.ErrFenced)
 			r.endTenure(scstore.Hint(cause, "connect to the host that has it now"))
 			return nil
 		}

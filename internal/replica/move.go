@@ -345,20 +345,20 @@ func (s *Set) Move(ctx context.Context, id scstore.VolumeID, to meta.DiskID, o M
 		return MoveReport{}, fmt.Errorf("move %s: %w", id, scstore.ErrNotFound)
 	}
 	if to == s.o.Disk {
-		return MoveReport{}, fmt.Errorf("move %s: it is at %s already: %w", id, to, scstore.ErrInvalid)
+		return MoveReport{}, fmt.Errorf("move %s: it is at %s already: %w", id, s.o.HostName(to), scstore.ErrInvalid)
 	}
 	if err := s.owns(r); err != nil {
 		return MoveReport{}, fmt.Errorf("move %s: %w", id, err)
 	}
 	if _, err := s.alive(ctx, to, id); err != nil {
-		return MoveReport{}, fmt.Errorf("move %s: host %s: %w", id, to, err)
+		return MoveReport{}, fmt.Errorf("move %s: host %s: %w", id, s.o.HostName(to), err)
 	}
 	if err := s.waitComplete(ctx, r, progress); err != nil {
 		return MoveReport{}, fmt.Errorf("move %s: wait until all of it is here: %w", id, err)
 	}
 	if o.WaitComplete {
 		if err := s.waitThere(ctx, r, to); err != nil {
-			return MoveReport{}, fmt.Errorf("move %s: wait until it is at %s: %w", id, to, err)
+			return MoveReport{}, fmt.Errorf("move %s: wait until it is at %s: %w", id, s.o.HostName(to), err)
 		}
 	}
 	src, err := s.newMove(r, to)
@@ -367,7 +367,7 @@ func (s *Set) Move(ctx context.Context, id scstore.VolumeID, to meta.DiskID, o M
 	}
 	report, err := src.result(ctx)
 	if err != nil {
-		return report, fmt.Errorf("move %s to %s: %w", id, to, err)
+		return report, fmt.Errorf("move %s to %s: %w", id, s.o.HostName(to), err)
 	}
 	s.confirm(ctx, id, &report)
 	report.Total = s.now() - begun

@@ -50,7 +50,7 @@ type Net interface {
 	Handle(kind quicnet.Kind, f func(ctx context.Context, from meta.DiskID, s propagate.Stream) error)
 }
 
-// Options says what to stand on. All but the last three are required.
+// Options says what to stand on. All but the last four are required.
 type Options struct {
 	Disk   meta.DiskID
 	Site   meta.SiteID
@@ -61,8 +61,9 @@ type Options struct {
 	Log    Log
 	Net    Net
 
-	SealInterval time.Duration // between two epochs that replicas wait for; default DefaultSealInterval
-	Logger       *slog.Logger  // nil discards
+	HostName     func(meta.DiskID) string // what people call the host with a disk, for messages; nil: the disk. Nothing waits in it
+	SealInterval time.Duration            // between two epochs that replicas wait for; default DefaultSealInterval
+	Logger       *slog.Logger             // nil discards
 	Registerer   prometheus.Registerer
 }
 

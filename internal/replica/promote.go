@@ -184,9 +184,9 @@ func (p *promotion) checkTarget(to meta.DiskID) error {
 	case to == "" || to == p.set.o.Disk || slices.Contains(p.others, to):
 		return nil
 	case to == p.owner:
-		return scstore.Hint(fmt.Errorf("host %s has it: %w", to, scstore.ErrInvalid), "name another host, or none")
+		return scstore.Hint(fmt.Errorf("host %s has it: %w", p.set.o.HostName(to), scstore.ErrInvalid), "name another host, or none")
 	}
-	return fmt.Errorf("host %s: %w", to, scstore.ErrNotFound)
+	return fmt.Errorf("host %s: %w", p.set.o.HostName(to), scstore.ErrNotFound)
 }
 
 // tryOwner refuses to go on while the owner answers. Errors: ErrBusy.
@@ -202,11 +202,11 @@ func (p *promotion) tryOwner(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err == nil:
-		return scstore.Hint(fmt.Errorf("its owner, host %s, answers: %w", p.owner, scstore.ErrBusy), "use volume move: it loses nothing")
+		return scstore.Hint(fmt.Errorf("its owner, host %s, answers: %w", p.set.o.HostName(p.owner), scstore.ErrBusy), "use volume move: it loses nothing")
 	case errors.Is(err, scstore.ErrUnreachable) || errors.Is(err, scstore.ErrIndeterminate) || errors.Is(err, context.DeadlineExceeded):
 		return nil
 	}
-	return scstore.Hint(fmt.Errorf("its owner, host %s, answers: %v: %w", p.owner, err, scstore.ErrBusy), "use volume move: it loses nothing")
+	return scstore.Hint(fmt.Errorf("its owner, host %s, answers: %v: %w", p.set.o.HostName(p.owner), err, scstore.ErrBusy), "use volume move: it loses nothing")
 }
 
 // propose has the log decide a step, which may be proposed again.
@@ -272,7 +272,7 @@ func (p *promotion) choose(ctx context.Context, to meta.DiskID, report *PromoteR
 		report.Silent = append(report.Silent, p.owner)
 	}
 	if to != "" && !slices.Contains(report.Reachable, to) {
-		return scstore.Hint(fmt.Errorf("host %s does not answer: %w", to, scstore.ErrUnreachable), "name another host, or none")
+		return scstore.Hint(fmt.Errorf("host %s does not answer: %w", p.set.o.HostName(to), scstore.ErrUnreachable), "name another host, or none")
 	}
 	var c choice
 	var err error

@@ -74,6 +74,9 @@ func Open(ctx context.Context, o Options) (*Set, error) {
 	if o.SealInterval == 0 {
 		o.SealInterval = DefaultSealInterval
 	}
+	if o.HostName == nil {
+		o.HostName = func(d meta.DiskID) string { return string(d) }
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -383,7 +386,7 @@ func (s *Set) serve(ctx context.Context, from meta.DiskID, stream propagate.Stre
 	case s.served <- struct{}{}:
 		defer func() { <-s.served }()
 	default:
-		return fmt.Errorf("host %s asks for more than %d things at once: %w", from, MaxServed, scstore.ErrBusy)
+		return fmt.Errorf("host %s asks for more than %d things at once: %w", s.o.HostName(from), MaxServed, scstore.ErrBusy)
 	}
 	select {
 	case <-s.ctx.Done():

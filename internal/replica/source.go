@@ -303,11 +303,11 @@ func (s *source) askToPrepare() {
 		switch {
 		case err == nil && s.takeReady(answer):
 		case err == nil:
-			s.fail(fmt.Errorf("host %s prepared other volumes: %w", s.to, scstore.ErrInvalid))
+			s.fail(fmt.Errorf("host %s prepared other volumes: %w", s.set.o.HostName(s.to), scstore.ErrInvalid))
 		case retryable(err):
-			s.blame(fmt.Errorf("prepare host %s: %w", s.to, err))
+			s.blame(fmt.Errorf("prepare host %s: %w", s.set.o.HostName(s.to), err))
 		default:
-			s.fail(fmt.Errorf("prepare host %s: %w", s.to, err))
+			s.fail(fmt.Errorf("prepare host %s: %w", s.set.o.HostName(s.to), err))
 		}
 	})
 }
@@ -382,7 +382,7 @@ func (s *source) sendRelease() {
 		ctx, cancel := context.WithTimeout(ctx, sendPatience)
 		defer cancel()
 		if _, err := s.set.o.Net.Request(ctx, s.to, quicnet.ClassRaft, KindRelease, s.release); err != nil {
-			s.blame(fmt.Errorf("release to host %s: %w", s.to, err))
+			s.blame(fmt.Errorf("release to host %s: %w", s.set.o.HostName(s.to), err))
 		}
 	})
 }

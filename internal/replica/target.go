@@ -105,7 +105,7 @@ func (s *Set) targetFor(ctx context.Context, from meta.DiskID, m prepareMsg) (*t
 			return nil, fmt.Errorf("nobody intends it: %w", scstore.ErrFenced)
 		}
 		if s.o.Blocks.Stats().Full {
-			return nil, scstore.Hint(fmt.Errorf("host %s: %w", s.o.Disk, scstore.ErrNoSpace), "free space there, or move to another host")
+			return nil, scstore.Hint(fmt.Errorf("host %s: %w", s.o.HostName(s.o.Disk), scstore.ErrNoSpace), "free space there, or move to another host")
 		}
 		var err error
 		if t, err = s.newTarget(from, m); err != nil {
@@ -139,7 +139,7 @@ func (s *Set) newTarget(from meta.DiskID, m prepareMsg) (*target, error) {
 	t.core = core
 	err := t.claim()
 	if err == nil && !s.moves.start(func(ctx context.Context) { t.run(ctx, todo) }) {
-		err = fmt.Errorf("host %s is closing: %w", s.o.Disk, scstore.ErrBusy)
+		err = fmt.Errorf("host %s is closing: %w", s.o.HostName(s.o.Disk), scstore.ErrBusy)
 	}
 	if err != nil {
 		t.end(err)
@@ -157,9 +157,9 @@ func (t *target) claim() error {
 		case r.target != nil || r.source != nil || r.facts.Draining != nil:
 			err = fmt.Errorf("volume %s: another move is under way: %w", r.id, scstore.ErrBusy)
 		case r.facts.Fence != 0:
-			err = fmt.Errorf("volume %s is written under fence %d at host %s, which has yet to give it up: %w", r.id, r.facts.Fence, t.set.o.Disk, scstore.ErrBusy)
+			err = fmt.Errorf("volume %s is written under fence %d at host %s, which has yet to give it up: %w", r.id, r.facts.Fence, t.set.o.HostName(t.set.o.Disk), scstore.ErrBusy)
 		case len(r.facts.Left) > 0:
-			err = fmt.Errorf("volume %s: host %s first makes a branch of what it wrote before: %w", r.id, t.set.o.Disk, scstore.ErrBusy)
+			err = fmt.Errorf("volume %s: host %s first makes a branch of what it wrote before: %w", r.id, t.set.o.HostName(t.set.o.Disk), scstore.ErrBusy)
 		case t.volumes[i].Fence < r.facts.Floor:
 			err = fmt.Errorf("volume %s: fence %d: %w", r.id, t.volumes[i].Fence, scstore.ErrFenced)
 		default:
@@ -362,7 +362,7 @@ func (t *target) prepare() error {
 		}
 		r.mu.Unlock()
 		if size != t.volumes[i].SizeBytes {
-			return fmt.Errorf("volume %s has %d bytes here and %d at host %s: %w", r.id, size, t.volumes[i].SizeBytes, t.from, scstore.ErrBusy)
+			return fmt.Errorf("volume %s has %d bytes here and %d at host %s: %w", r.id, size, t.volumes[i].SizeBytes, t.set.o.HostName(t.from), scstore.ErrBusy)
 		}
 	}
 	t.at = at
@@ -502,7 +502,7 @@ func (t *target) letGo() {
 		r.mu.Lock()
 		if r.target == t {
 			r.target = nil
-			r.unhold(fmt.Errorf("volume %s stays at host %s: %w", r.id, t.from, scstore.ErrFenced))
+			r.unhold(fmt.Errorf("volume %s stays at host %s: %w", r.id, t.set.o.HostName(t.from), scstore.ErrFenced))
 			if err := r.takeBack(); err != nil {
 				t.set.log.Warn("hand-off: what was prepared is still there", "volume", r.id, "hand_off", t.id, "err", err)
 			}
