@@ -42,12 +42,15 @@ func (c *Cluster) NewToken(ctx context.Context, site meta.SiteID, ttl time.Durat
 	if err != nil {
 		return "", fmt.Errorf("make a token: %w", err)
 	}
+	// The leader may change at any moment, which a person need not know.
+	ctx, cancel := context.WithTimeoutCause(ctx, readPatience, fmt.Errorf("no answer within %v: %w", readPatience, scstore.ErrNoMajority))
+	defer cancel()
 	if !known {
-		if _, err := c.Propose(ctx, meta.GroupNamespace, meta.SetSite{Site: meta.Site{Name: site}}); err != nil {
+		if _, err := c.firmly(ctx, meta.GroupNamespace, meta.SetSite{Site: meta.Site{Name: site}}); err != nil {
 			return "", fmt.Errorf("make site %q: %w", site, err)
 		}
 	}
-	_, err = c.Propose(ctx, meta.GroupNamespace, meta.AddToken{
+	_, err = c.firmly(ctx, meta.GroupNamespace, meta.AddToken{
 		Hash: meta.TokenHash(token.ID()), Site: site, ExpiresAtMs: token.Expires.UnixMilli(), NowMs: now.UnixMilli(),
 	})
 	if err != nil {
@@ -217,7 +220,7 @@ func (c *Cluster) letVote(ctx context.Context, g meta.GroupID, d meta.DiskID) er
 	}
 	replica, ok := m.Has(disk)
 	if !ok {
-		return fmt.Errorf("disk %s is no member of group %d: %w", d, g, scstore.ErrNotFound)
+		return fmt.Errorf("host %s is no member of group %d: %w", c.HostName(d), g, scstore.ErrNotFound)
 	}
 	return c.raft.Promote(ctx, consensus.GroupID(g), replica)
 }

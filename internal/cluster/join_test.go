@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -289,3 +290,30 @@ func TestRemoveHost_OneThatIsDead(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// TestNewToken_WhileTheLeaderChanges asks for tokens while the leader goes from host to
+// host: proposals are refused or lost at those moments, people are not.
+func TestNewToken_WhileTheLeaderChanges(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b, c := w.three()
+		time.Sleep(30 * time.Second) // for those who are preferred to lead
+		var over atomic.Bool
+		go func() {
+			defer over.Store(true)
+			for i := range 10 {
+				_ = a.c.Lead(within(t, time.Minute), meta.GroupNamespace, []*host{b, a}[i%2].id()) // or not yet
+				time.Sleep(2 * time.Second)
+			}
+		}()
+		made := 0
+		for ; !over.Load(); made++ {
+			if _, err := c.c.NewToken(within(t, time.Minute), "b", 0); err != nil {
+				t.Errorf("token %d: %v", made, err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if made < 20 {
+			t.Errorf("only %d tokens", made)
+		}
+	})
+}

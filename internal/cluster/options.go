@@ -30,6 +30,7 @@ const (
 	settlePeriod = 10 * time.Second       // between two looks at a group's members though nothing changed
 	tendPeriod   = 5 * time.Second        // between two looks at leaders and deadlines
 	retryPause   = 100 * time.Millisecond // before a command is proposed again
+	proposeTry   = 5 * time.Second        // for an answer, before that
 	actTimeout   = 10 * time.Second       // of one act of a manager
 	helloTimeout = 3 * time.Second        // of a question that is no more than that
 	joinPatience = 5 * time.Second        // for a leader, before a host that asks to join is sent elsewhere

@@ -197,10 +197,12 @@ func repeatable(op meta.Op) bool {
 }
 
 // firmly proposes a command that may be applied twice until the state answers, or ctx
-// ends.
+// ends. A proposal that went to a leader which was one no more is lost without a word.
 func (c *Cluster) firmly(ctx context.Context, g meta.GroupID, op meta.Op) (meta.Result, error) {
 	for {
-		result, err := c.Propose(ctx, g, op)
+		try, cancel := context.WithTimeoutCause(ctx, proposeTry, fmt.Errorf("no answer within %v: %w", proposeTry, scstore.ErrNoMajority))
+		result, err := c.Propose(try, g, op)
+		cancel()
 		if result.Code != 0 || !transient(err) || c.pause(ctx) != nil {
 			return result, err
 		}
