@@ -9,3 +9,6 @@ const killRounds = 10
 
 // garbageTime is how long garbage is sent.
 const garbageTime = 2 * time.Second
+
+// noiseTime is how long random datagrams, and random frames, are sent to a host.
+const noiseTime = 2 * time.Second

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -18,8 +19,8 @@ import (
 )
 
 const (
-	// sitesPort is the UDP port of every host; each is alone in its namespace.
-	sitesPort = 7400
+	// HostPort is the UDP port of every site's host; each is alone in its namespace.
+	HostPort = 7400
 	// askInterval is the time between two looks at what is waited for.
 	askInterval = 50 * time.Millisecond
 	// exitNoMajority is the exit code of a command for which too few hosts answer.
@@ -101,18 +102,35 @@ func (s *Sites) Start(ctx context.Context, site string, more ...string) error {
 	if s.hosts[site] != nil {
 		return fmt.Errorf("start the host of site %q: it runs: %w", site, scstore.ErrBusy)
 	}
-	addrs := s.network.Addrs(site)
-	if len(addrs) == 0 {
-		return fmt.Errorf("start the host of site %q: %w", site, scstore.ErrNotFound)
-	}
-	args := append([]string{"--site", site, "--name", HostName(site), "--listen", netip.AddrPortFrom(addrs[0], sitesPort).String()}, more...)
-	start := func(cmd *exec.Cmd) error { return s.network.Start(site, cmd) }
-	host, err := serve(ctx, start, s.o.Binary, s.Folder(site), args...)
+	args := append([]string{"--site", site, "--name", HostName(site), "--listen", s.Addr(site, HostPort)}, more...)
+	host, err := s.Serve(ctx, site, s.Folder(site), args...)
 	if err != nil {
 		return err
 	}
 	s.hosts[site] = host
 	return nil
+}
+
+// Serve starts another host at a site, in a folder of its own. The caller ends it.
+// Errors: as the function Serve; ErrNotFound for the site.
+func (s *Sites) Serve(ctx context.Context, site, dir string, args ...string) (*Server, error) {
+	start := func(cmd *exec.Cmd) error { return s.network.Start(site, cmd) }
+	return serve(ctx, start, s.o.Binary, dir, args...)
+}
+
+// Addr returns a port at a site's address, as host:port; empty for a site that is
+// none.
+func (s *Sites) Addr(site string, port uint16) string {
+	addrs := s.network.Addrs(site)
+	if len(addrs) == 0 {
+		return ""
+	}
+	return netip.AddrPortFrom(addrs[0], port).String()
+}
+
+// ListenPacket opens a UDP socket at a site; port 0 is any. The caller closes it.
+func (s *Sites) ListenPacket(ctx context.Context, site string, port uint16) (net.PacketConn, error) {
+	return s.network.ListenPacket(ctx, site, "udp", s.Addr(site, port))
 }
 
 // HostName returns the name of a site's host.

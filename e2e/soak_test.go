@@ -7,3 +7,5 @@ import "time"
 const killRounds = 50
 
 const garbageTime = 10 * time.Second
+
+const noiseTime = time.Minute
