@@ -34,17 +34,18 @@ type SitesOptions struct {
 	Binary string   // the program
 	Dir    string   // an existing folder; the store of a site is in Dir/SITE
 	Names  []string // of the sites; the first one begins the cluster
-	// RTT and BitsPerSecond are those between any two sites; 0 bits are no limit.
+	// RTT, BitsPerSecond and Loss are those between any two sites; 0 bits are no limit.
 	RTT           time.Duration
 	BitsPerSecond int64
+	Loss          float64 // the probability that a packet is lost
 }
 
 // Sites is a cluster on one machine: sites with a wide-area network between them,
 // each a network namespace with one host, SITE1. File systems are shared, so the
 // sockets of every host can be used from everywhere. It needs root.
 //
-// It is used by one goroutine, but for Cut, Heal, SetLinks, Bytes, Run and what is made of it,
-// which are safe for concurrent use with each other.
+// It is used by one goroutine, but for Cut, Heal, SetLinks, Bytes, SentBytes, Run and what
+// is made of it, which are safe for concurrent use with each other.
 type Sites struct {
 	o       SitesOptions
 	network *wan.Network
@@ -54,7 +55,7 @@ type Sites struct {
 // OpenSites opens the network, starts a host at each site and joins them. It returns
 // when every one can be used. The caller closes it.
 func OpenSites(ctx context.Context, o SitesOptions) (*Sites, error) {
-	link := wan.RTT(o.RTT)
+	link := wan.RTT(o.RTT).WithLoss(o.Loss)
 	if o.BitsPerSecond > 0 {
 		link = link.WithRate(o.BitsPerSecond)
 	}
@@ -196,6 +197,10 @@ func (s *Sites) SetLinks(rtt time.Duration, bitsPerSecond int64) error {
 // Bytes returns how many bytes have arrived at one site from another one, in IP
 // packets.
 func (s *Sites) Bytes(from, to string) uint64 { return s.network.Stats(from, to).DeliveredBytes }
+
+// SentBytes returns how many bytes one site has sent to another one, in IP packets,
+// whether or not they arrived.
+func (s *Sites) SentBytes(from, to string) uint64 { return s.network.Stats(from, to).SentBytes }
 
 // AllBytes returns how many bytes have arrived anywhere.
 func (s *Sites) AllBytes() uint64 {

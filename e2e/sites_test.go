@@ -22,10 +22,16 @@ const sitesPatience = 90 * time.Second
 // startSites starts three sites. A host that runs at the end of the test is killed.
 func startSites(t testing.TB, rtt time.Duration, bitsPerSecond int64) *e2e.Sites {
 	t.Helper()
+	return startSitesOver(t, rtt, bitsPerSecond, 0)
+}
+
+// startSitesOver is startSites with links that lose packets.
+func startSitesOver(t testing.TB, rtt time.Duration, bitsPerSecond int64, loss float64) *e2e.Sites {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), sitesPatience)
 	defer cancel()
 	s, err := e2e.OpenSites(ctx, e2e.SitesOptions{
-		Binary: program, Dir: t.TempDir(), Names: []string{"a", "b", "c"}, RTT: rtt, BitsPerSecond: bitsPerSecond,
+		Binary: program, Dir: t.TempDir(), Names: []string{"a", "b", "c"}, RTT: rtt, BitsPerSecond: bitsPerSecond, Loss: loss,
 	})
 	check(t, err)
 	t.Cleanup(func() {
