@@ -50,6 +50,7 @@ func (l *library) Open(_ context.Context, _ scstore.VolumeID, p scstore.Position
 type source struct {
 	t    *testing.T
 	lib  *library
+	link propagate.Link
 	dead error // what Open says, if set
 	cuts int   // of 100 streams, that many end after some bytes
 
@@ -70,7 +71,7 @@ func (s *source) Open(ctx context.Context) (propagate.Stream, error) {
 	}
 	s.mu.Unlock()
 	s.wg.Go(func() {
-		_ = propagate.Serve(ctx, stream{far, &io.LimitedReader{N: limit}}, s.lib)
+		_ = propagate.Serve(ctx, stream{far, &io.LimitedReader{N: limit}}, s.lib, &s.link)
 		_ = far.Close()
 	})
 	return stream{near, nil}, nil

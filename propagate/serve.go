@@ -5,6 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"scstore"
 	"scstore/propagate/wire"
@@ -23,20 +27,60 @@ type Library interface {
 	Open(ctx context.Context, volume scstore.VolumeID, p scstore.Position) (r Reader, release func(), err error)
 }
 
-// Serve reads the request off a stream, answers it and returns. The stream stays
-// open. Errors: of the stream; ErrCorrupt for what is no request. What the library
-// refuses is answered with the reason, and is no error.
-func Serve(ctx context.Context, s Stream, l Library) error {
+// Link is what was learnt of the way to one peer: whether answers wait for it, or for
+// the processor. The zero value knows nothing. Safe for concurrent use.
+type Link struct{ slow atomic.Bool }
+
+// Slow reports whether answers wait for the link: then they are made as small as they can
+// be.
+func (l *Link) Slow() bool { return l.slow.Load() }
+
+// learn takes how long an answer took to make, and how long to send. Between the two
+// bounds it stays as it is, since the smaller form takes longer to make.
+func (l *Link) learn(making, sending time.Duration) {
+	switch {
+	case sending > 2*making:
+		l.slow.Store(true)
+	case sending < making:
+		l.slow.Store(false)
+	}
+}
+
+// timedWriter counts the time that writes take.
+type timedWriter struct {
+	w    io.Writer
+	took time.Duration
+}
+
+func (t *timedWriter) Write(p []byte) (int, error) {
+	begin := time.Now()
+	n, err := t.w.Write(p)
+	t.took += time.Since(begin)
+	return n, err
+}
+
+// answerers keeps the memory for answers from one to the next.
+var answerers = sync.Pool{New: func() any { return new(Answerer) }}
+
+// Serve reads the request off a stream, answers it and returns. link is the way to who
+// asks. The stream stays open. Errors: of the stream; ErrCorrupt for what is no request.
+// What the library refuses is answered with the reason, and is no error.
+func Serve(ctx context.Context, s Stream, l Library, link *Link) error {
 	kind, body, err := wire.ReadFrame(s, nil)
 	if err != nil {
 		return unfinished(err)
 	}
-	w := bufio.NewWriterSize(s, sendBufferBytes)
+	timed := &timedWriter{w: s}
+	w := bufio.NewWriterSize(timed, sendBufferBytes)
 	switch kind {
 	case wire.KindManifestRequest:
 		err = serveManifest(ctx, w, body, l)
 	case wire.KindBlocksRequest:
-		err = serveBlocks(ctx, w, body, l)
+		begin := time.Now()
+		var end wire.End
+		if end, err = serveBlocks(ctx, w, body, l, link); end.Bytes >= sendBufferBytes { // less says nothing
+			link.learn(time.Since(begin)-timed.took, timed.took)
+		}
 	default:
 		return fmt.Errorf("serve a request of kind %d: %w", kind, scstore.ErrCorrupt)
 	}
@@ -59,14 +103,14 @@ func serveManifest(ctx context.Context, w *bufio.Writer, body []byte, l Library)
 	return err
 }
 
-func serveBlocks(ctx context.Context, w *bufio.Writer, body []byte, l Library) error {
+func serveBlocks(ctx context.Context, w *bufio.Writer, body []byte, l Library, link *Link) (end wire.End, err error) {
 	m, err := wire.ParseBlocksRequest(body)
 	if err != nil {
-		return err
+		return end, err
 	}
 	at, release, err := l.Open(ctx, m.Volume, m.Position)
 	if err != nil {
-		return refuse(w, err)
+		return end, refuse(w, err)
 	}
 	defer release()
 	var base Reader
@@ -77,8 +121,10 @@ func serveBlocks(ctx context.Context, w *bufio.Writer, body []byte, l Library) e
 			base = r
 		}
 	}
-	_, err = new(Answerer).Answer(w, m, at, base)
-	return err
+	a := answerers.Get().(*Answerer)
+	defer answerers.Put(a)
+	a.encoder.Slow = link.Slow()
+	return a.Answer(w, m, at, base)
 }
 
 // refuse answers with the reason.

@@ -58,7 +58,8 @@ type Set struct {
 	asked    map[string]time.Duration
 	flights  map[flightKey]*flight
 	reports  map[meta.GroupID]*reports
-	seq      uint64 // of the latest report
+	links    map[meta.DiskID]*propagate.Link // to hosts that asked for something
+	seq      uint64                          // of the latest report
 	watchers []Watcher
 	closed   bool
 }
@@ -86,7 +87,8 @@ func Open(ctx context.Context, o Options) (*Set, error) {
 		jumps: tokens(MaxJumps), sealers: tokens(MaxSeals), fillers: tokens(MaxFills),
 		served: tokens(MaxServed), offers: tokens(MaxOffers), asks: tokens(MaxAsks),
 		replicas: map[scstore.VolumeID]*Replica{}, asked: map[string]time.Duration{},
-		flights: map[flightKey]*flight{}, reports: map[meta.GroupID]*reports{}, wholeTick: wholeTick,
+		flights: map[flightKey]*flight{}, reports: map[meta.GroupID]*reports{},
+		links: map[meta.DiskID]*propagate.Link{}, wholeTick: wholeTick,
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	for _, g := range o.Groups {
@@ -394,7 +396,19 @@ func (s *Set) serve(ctx context.Context, from meta.DiskID, stream propagate.Stre
 	default:
 	}
 	counted := &countedStream{Stream: stream, written: s.metrics.served}
-	return propagate.Serve(ctx, counted, library{s})
+	return propagate.Serve(ctx, counted, library{s}, s.link(from))
+}
+
+// link returns what was learnt of the way to a host.
+func (s *Set) link(to meta.DiskID) *propagate.Link {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.links[to]
+	if l == nil {
+		l = new(propagate.Link)
+		s.links[to] = l
+	}
+	return l
 }
 
 // sweep removes, once the log was read as it is now, what a crash left of volumes that

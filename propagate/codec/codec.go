@@ -27,6 +27,9 @@ const (
 	DeltaLZ4 Codec = 3 // run XOR base, compressed
 	Same     Codec = 4 // nothing: the run is the base
 	Hole     Codec = 5 // nothing: the run is zeros
+
+	Zstd      Codec = 6 // as LZ4, but smaller, and slower to make and to undo
+	DeltaZstd Codec = 7 // as DeltaLZ4, likewise
 )
 
 // String names the codec, for messages and metrics.
@@ -42,12 +45,16 @@ func (c Codec) String() string {
 		return "same"
 	case Hole:
 		return "hole"
+	case Zstd:
+		return "zstd"
+	case DeltaZstd:
+		return "delta_zstd"
 	}
 	return fmt.Sprintf("codec %d", uint8(c))
 }
 
 // NeedsBase reports whether Decode has to be given the base.
-func (c Codec) NeedsBase() bool { return c == DeltaLZ4 || c == Same }
+func (c Codec) NeedsBase() bool { return c == DeltaLZ4 || c == DeltaZstd || c == Same }
 
 // zeros is compared with; nobody writes it.
 var zeros [MaxRunBytes]byte
@@ -55,9 +62,13 @@ var zeros [MaxRunBytes]byte
 // Encoder codes runs. The zero value is ready. It is not safe for concurrent use:
 // one for each goroutine.
 type Encoder struct {
+	// Slow is for a link that is slower than the codec: Zstd takes LZ4's place. It may
+	// change between two runs.
+	Slow bool
+
 	lz4         lz4.Compressor
 	delta       [MaxRunBytes]byte
-	plain, diff [MaxRunBytes]byte
+	plain, diff [MaxRunBytes + zstdSlack]byte
 }
 
 // Encode returns the smallest form of a run of whole blocks, at most MaxRunBytes.
@@ -68,15 +79,19 @@ func (e *Encoder) Encode(run, base []byte) (Codec, []byte) {
 	if bytes.Equal(run, zeros[:len(run)]) {
 		return Hole, nil
 	}
+	whole, delta := LZ4, DeltaLZ4
+	if e.Slow {
+		whole, delta = Zstd, DeltaZstd
+	}
 	codec, best := Raw, run
 	if len(base) == len(run) {
 		if bytes.Equal(run, base) {
 			return Same, nil
 		}
-		delta := e.delta[:len(run)]
-		subtle.XORBytes(delta, run, base)
-		if out := e.compress(delta, e.diff[:]); out != nil {
-			codec, best = DeltaLZ4, out
+		diff := e.delta[:len(run)]
+		subtle.XORBytes(diff, run, base)
+		if out := e.compress(diff, e.diff[:]); out != nil {
+			codec, best = delta, out
 		}
 		// A base that halves the run is related to it: the run alone won't do better.
 		if len(best) <= len(run)/2 {
@@ -84,13 +99,16 @@ func (e *Encoder) Encode(run, base []byte) (Codec, []byte) {
 		}
 	}
 	if out := e.compress(run, e.plain[:]); out != nil && len(out) < len(best) {
-		codec, best = LZ4, out
+		codec, best = whole, out
 	}
 	return codec, best
 }
 
 // compress returns the compressed form of p in out, nil if it is not smaller.
 func (e *Encoder) compress(p, out []byte) []byte {
+	if e.Slow {
+		return packZstd(p, out)
+	}
 	n, err := e.lz4.CompressBlock(p, out[:len(p)-1])
 	if err != nil || n == 0 {
 		return nil // it does not fit: that is the answer
@@ -116,9 +134,9 @@ func Decode(c Codec, payload, base, run []byte) error {
 		}
 		copy(run, payload)
 		return nil
-	case LZ4:
+	case LZ4, Zstd:
 		return uncompress(c, payload, run)
-	case DeltaLZ4:
+	case DeltaLZ4, DeltaZstd:
 		var delta [MaxRunBytes]byte
 		if len(run) > len(delta) {
 			return sizeError(c, len(payload), len(run))
@@ -143,6 +161,9 @@ func Decode(c Codec, payload, base, run []byte) error {
 }
 
 func uncompress(c Codec, payload, out []byte) error {
+	if c == Zstd || c == DeltaZstd {
+		return unpackZstd(c, payload, out)
+	}
 	n, err := lz4.UncompressBlock(payload, out)
 	if err != nil {
 		return fmt.Errorf("decode %s: %v: %w", c, err, scstore.ErrCorrupt)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -56,8 +57,25 @@ func TestEncode_ChoosesTheSmallestForm(t *testing.T) {
 			if got != c.want || len(payload) > c.most {
 				t.Errorf("got %s of %d bytes, want %s of at most %d", got, len(payload), c.want, c.most)
 			}
+			fast := len(payload)
+			e.Slow = true
+			got, payload = e.Encode(c.run, c.base)
+			if want := slow(c.want); got != want || len(payload) > fast {
+				t.Errorf("for a slow link: got %s of %d bytes, want %s of at most %d", got, len(payload), want, fast)
+			}
 		})
 	}
+}
+
+// slow returns the codec that takes another one's place on a slow link.
+func slow(c codec.Codec) codec.Codec {
+	switch c {
+	case codec.LZ4:
+		return codec.Zstd
+	case codec.DeltaLZ4:
+		return codec.DeltaZstd
+	}
+	return c
 }
 
 func TestRoundTrip(t *testing.T) {
@@ -78,6 +96,7 @@ func TestRoundTrip(t *testing.T) {
 				base[rapid.IntRange(0, len(base)-1).Draw(t, "at")] ^= 1
 			}
 		}
+		e.Slow = rapid.Bool().Draw(t, "slow link")
 		c, payload := e.Encode(run, base)
 		if len(payload) > len(run) {
 			t.Fatalf("%s of %d bytes for a run of %d", c, len(payload), len(run))
@@ -101,6 +120,11 @@ func TestDecode_RefusesWhatIsNoForm(t *testing.T) {
 	run, block := make([]byte, 2*scstore.BlockSize), make([]byte, scstore.BlockSize)
 	var e codec.Encoder
 	_, short := e.Encode(bytes.Repeat([]byte("x"), scstore.BlockSize), nil)
+	short = bytes.Clone(short)
+	e.Slow = true
+	_, packed := e.Encode(bytes.Repeat([]byte("x"), scstore.BlockSize), nil)
+	packed = bytes.Clone(packed)
+	_, long := e.Encode(bytes.Repeat([]byte("x"), 3*scstore.BlockSize), nil)
 	for name, c := range map[string]struct {
 		codec         codec.Codec
 		payload, base []byte
@@ -110,6 +134,11 @@ func TestDecode_RefusesWhatIsNoForm(t *testing.T) {
 		"lz4, too short":          {codec.LZ4, short, nil, scstore.ErrCorrupt},
 		"lz4, noise":              {codec.LZ4, []byte{0xff, 0xff, 0xff}, nil, scstore.ErrCorrupt},
 		"lz4, nothing":            {codec.LZ4, nil, nil, scstore.ErrCorrupt},
+		"zstd, too short":         {codec.Zstd, packed, nil, scstore.ErrCorrupt},
+		"zstd, too long":          {codec.Zstd, long, nil, scstore.ErrCorrupt},
+		"zstd, noise":             {codec.Zstd, []byte{0xff, 0xff, 0xff, 0xff, 0xff}, nil, scstore.ErrCorrupt},
+		"zstd, nothing":           {codec.Zstd, nil, nil, scstore.ErrCorrupt},
+		"zstd delta without base": {codec.DeltaZstd, packed, nil, scstore.ErrInvalid},
 		"delta without base":      {codec.DeltaLZ4, short, nil, scstore.ErrInvalid},
 		"delta, base too short":   {codec.DeltaLZ4, short, block, scstore.ErrInvalid},
 		"same without base":       {codec.Same, nil, nil, scstore.ErrInvalid},
@@ -132,8 +161,10 @@ func FuzzDecode(f *testing.F) {
 	text(words, 1)
 	random(base, 1)
 	for _, b := range [][]byte{nil, base, words} {
-		c, payload := e.Encode(words, b)
-		f.Add(uint8(c), payload, 3)
+		for _, e.Slow = range []bool{false, true} {
+			c, payload := e.Encode(words, b)
+			f.Add(uint8(c), payload, 3)
+		}
 	}
 	f.Fuzz(func(t *testing.T, c uint8, payload []byte, blocks int) {
 		if blocks < 1 || blocks > codec.MaxRunBlocks {
@@ -159,9 +190,9 @@ func BenchmarkEncode(b *testing.B) {
 	text(run, 1)
 	copy(base, run)
 	random(base[:4096], 1)
-	for name, against := range map[string][]byte{"plain": nil, "delta": base} {
+	for name, against := range map[string][]byte{"plain": nil, "delta": base, "slow plain": nil, "slow delta": base} {
 		b.Run(name, func(b *testing.B) {
-			var e codec.Encoder
+			e := codec.Encoder{Slow: strings.HasPrefix(name, "slow")}
 			b.SetBytes(int64(len(run)))
 			for b.Loop() {
 				e.Encode(run, against)
