@@ -13,8 +13,8 @@ type Offer struct {
 	Request   wire.ManifestRequest
 	SizeBytes int64            // of the volume at Request.To
 	Changed   []scstore.Extent // within the window, ascending, not touching; may name unchanged blocks
-	// Digest returns a span's digest at Request.To. It is called once for each span
-	// that Changed touches, in order.
+	// Digest returns a span's digest at Request.To. Write calls it once for each span that
+	// Changed touches, in order; Serve does so on several goroutines at once.
 	Digest func(number uint64) (scstore.Digest, error)
 	Root   func(sizeBytes int64, spans []SpanDigest) scstore.Digest
 }

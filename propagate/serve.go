@@ -6,9 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"scstore"
 	"scstore/propagate/wire"
@@ -97,10 +101,49 @@ func serveManifest(ctx context.Context, w *bufio.Writer, body []byte, l Library)
 		return refuse(w, err)
 	}
 	defer release()
-	if _, err = o.Write(w); err != nil && w.Buffered() == 0 {
+	if o.Digest, err = digests(ctx, o); err != nil {
+		err = fmt.Errorf("offer %s at %s: %w", m.Volume, m.To, err)
+	} else {
+		_, err = o.Write(w)
+	}
+	if err != nil && w.Buffered() == 0 {
 		return refuse(w, err) // nothing was sent: the reason can be
 	}
 	return err
+}
+
+// digests makes the digests of an offer on all processors at once: whoever asked waits for
+// the last of them. What it returns has them. Errors: of Digest; ctx's.
+func digests(ctx context.Context, o Offer) (func(number uint64) (scstore.Digest, error), error) {
+	var numbers []uint64
+	for _, e := range o.Changed {
+		eachSpan(e, func(number uint64, _, _ int) {
+			if n := len(numbers); n == 0 || numbers[n-1] != number {
+				numbers = append(numbers, number)
+			}
+		})
+	}
+	made := make([]scstore.Digest, len(numbers))
+	g, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range min(runtime.GOMAXPROCS(0), len(numbers)) {
+		g.Go(func() error {
+			for i := int(next.Add(1)) - 1; i < len(numbers) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+				d, err := o.Digest(numbers[i])
+				if err != nil {
+					return err
+				}
+				made[i] = d
+			}
+			return context.Cause(ctx)
+		})
+	}
+	return func(number uint64) (scstore.Digest, error) {
+		if i, ok := slices.BinarySearch(numbers, number); ok {
+			return made[i], nil
+		}
+		return o.Digest(number) // between two extents that are named as one
+	}, g.Wait()
 }
 
 func serveBlocks(ctx context.Context, w *bufio.Writer, body []byte, l Library, link *Link) (end wire.End, err error) {
