@@ -16,9 +16,9 @@ import (
 
 // The limits of a fetch.
 const (
-	// DefaultStreams is how many requests one source answers at a time: with
-	// DefaultRequestBlocks each, 8 MiB are on their way.
-	DefaultStreams = 8
+	// DefaultStreams is how many requests one source answers at a time: one on each of the
+	// connections that a lossy path gets.
+	DefaultStreams = 32
 	// MaxFailures in a row are taken from a source before it is asked no more.
 	MaxFailures = 5
 
@@ -188,7 +188,7 @@ type health struct {
 
 // stream asks one source for one request after the other.
 func (f *fetch) stream(ctx context.Context, source int, s Source) error {
-	v := &Receiver{Jump: shared{f}, Stage: f.o.Stage, Base: f.o.Base}
+	var v *Receiver
 	for {
 		f.mu.Lock()
 		id, m, ok := f.jump.Next(source)
@@ -198,6 +198,9 @@ func (f *fetch) stream(ctx context.Context, source int, s Source) error {
 		f.mu.Unlock()
 		if !ok {
 			return nil
+		}
+		if v == nil { // its memory is for those that have something to do
+			v = &Receiver{Jump: shared{f}, Stage: f.o.Stage, Base: f.o.Base}
 		}
 		err := ask(ctx, s, m.AppendTo(nil), func(r io.Reader) error { return v.Blocks(id, r) })
 		shared{f}.Close(id, false) // if the answer never began

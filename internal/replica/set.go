@@ -16,12 +16,12 @@ import (
 
 // The limits of a Set.
 const (
-	MaxJumps  = 4  // on their way at once
-	MaxSeals  = 4  // by time, at once
-	MaxFills  = 4  // volumes that what is missing is brought of in the background
-	MaxServed = 64 // requests of other hosts that are answered at once
-	MaxOffers = 4  // manifests among those: they read what they are about
-	MaxAsks   = 64 // proposals in the background at once; more are made later
+	MaxJumps  = 4   // on their way at once
+	MaxSeals  = 4   // by time, at once
+	MaxFills  = 4   // volumes that what is missing is brought of in the background
+	MaxServed = 256 // requests of other hosts that are answered at once
+	MaxOffers = 4   // manifests among those: they read what they are about
+	MaxAsks   = 64  // proposals in the background at once; more are made later
 
 	tickInterval = 250 * time.Millisecond
 	wholeTick    = 5 * time.Second        // between two ticks that pass nothing over

@@ -15,12 +15,13 @@
 //
 // To each peer there is one connection for Raft and control (slot 0) and a pool for
 // the rest (slots 1 to N), because one connection's congestion control starves on a
-// long path with loss. They are dialed when needed, from either side, and either side
-// opens streams on them. Of two that were dialed at once for one slot both ends keep
-// the same one, and the other one's streams finish. A request that meets no free
-// connection of the pool takes the least busy one while another is dialed. A quiet
-// connection of the pool is closed; who had a stream on its way to it knows from the
-// code that it was not looked at, and sends it again.
+// long path with loss; while packets are lost and no queue shows, the pool grows. They
+// are dialed when needed, from either side, and either side opens streams on them. Of
+// two that were dialed at once for one slot both ends keep the same one, and the other
+// one's streams finish. A request that meets no free connection of the pool takes the
+// least busy one while another is dialed. A quiet connection of the pool is closed; who
+// had a stream on its way to it knows from the code that it was not looked at, and sends
+// it again.
 //
 // # Invariants
 //
@@ -41,8 +42,9 @@
 // Lock order: peer.mu, then Net.mu; windows.mu is a leaf. Nothing waits under them.
 //
 // Concurrency: one goroutine accepts connections, one for each connection accepts
-// streams, one for each stream serves it; one closes what is idle, one renews the
-// certificate, one counts packets that are not of QUIC. All are joined by Close.
+// streams, one for each stream serves it; one closes what is idle, one widens the
+// pools, one renews the certificate, one counts packets that are not of QUIC. All are
+// joined by Close.
 //
 // Sources: RFC 9000 (QUIC), RFC 9001 (with TLS), RFC 9218 (urgency), RFC 8446 (TLS).
 package quicnet

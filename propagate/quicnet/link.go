@@ -24,6 +24,7 @@ type link struct {
 	idleSince time.Time // when active became 0
 	retired   bool      // another link has its slot: no stream is opened on it any more
 	closing   bool      // closed, or about to be: no stream is served any more
+	seen      traffic   // when the pool was last looked at
 }
 
 // enter counts a stream of the peer that is about to be served. Errors: ErrClosed if

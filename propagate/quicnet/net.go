@@ -109,7 +109,7 @@ func (n *Net) Start() error {
 		return fmt.Errorf("listen: %w", translate(err))
 	}
 	n.listener = listener
-	for _, f := range []func(){n.accept, n.readStrays, n.sweep, n.renew} {
+	for _, f := range []func(){n.accept, n.readStrays, n.sweep, n.widen, n.renew} {
 		if !n.spawn(f) {
 			return errClosed()
 		}

@@ -16,7 +16,7 @@ import (
 // Limits and times. Each limit is of one host.
 const (
 	DefaultBulk       = 8   // connections of a pool: one alone starves on a long path with loss
-	MaxBulk           = 32  // connections of a pool at most
+	MaxBulk           = 32  // connections of a pool at most: a lossy path gets more than the default
 	MaxPeers          = 256 // hosts that are talked to
 	MaxHandshakes     = 64  // connections that have not yet said who they are
 	MaxJoins          = 8   // hosts that ask to join at once

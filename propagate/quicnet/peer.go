@@ -32,6 +32,7 @@ type peer struct {
 	lastErr  error
 	who      Peer      // of the newest link
 	past     LinkStats // of links that are gone
+	recent   traffic   // of the pool, since it was last judged
 }
 
 // attempt is a connection being made; done is closed when err is final.

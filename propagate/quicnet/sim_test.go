@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go/testutils/simnet"
+	"golang.org/x/sync/errgroup"
 
 	"scstore"
 )
@@ -20,15 +22,17 @@ import (
 type wan struct {
 	oneWay         time.Duration
 	bytesPerSecond int // of each up-link; 0: no limit
+	loss           float64
 
 	mu    sync.Mutex
+	rng   *rand.Rand
 	nodes map[string]simnet.PacketReceiver
 	free  map[string]time.Time // when a host's up-link has sent what it was given
 	cut   bool                 // nothing passes
 }
 
 func newWAN(oneWay time.Duration, bytesPerSecond int) *wan {
-	return &wan{oneWay: oneWay, bytesPerSecond: bytesPerSecond, nodes: map[string]simnet.PacketReceiver{}, free: map[string]time.Time{}}
+	return &wan{oneWay: oneWay, bytesPerSecond: bytesPerSecond, nodes: map[string]simnet.PacketReceiver{}, free: map[string]time.Time{}, rng: rand.New(rand.NewPCG(1, 1))}
 }
 
 // maxQueue is what an up-link holds back, in time; more is dropped.
@@ -57,6 +61,9 @@ func (w *wan) SendPacket(p simnet.Packet) error {
 		}
 		leave = leave.Add(time.Duration(len(p.Data)) * time.Second / time.Duration(w.bytesPerSecond))
 		w.free[from] = leave
+	}
+	if w.loss > 0 && w.rng.Float64() < w.loss {
+		return nil
 	}
 	time.AfterFunc(leave.Sub(now)+w.oneWay, func() { to.RecvPacket(p) })
 	return nil
@@ -309,6 +316,53 @@ func TestSim_UrgentStreamsOvertake(t *testing.T) {
 	}
 	if alone := size * time.Second / perSecond; took[ClassDemand] > alone*5/4 || took[ClassRepair] < alone*3/2 {
 		t.Errorf("2 MiB took %v as demand and %v as repair; alone %v", took[ClassDemand], took[ClassRepair], alone)
+	}
+}
+
+// TestSim_LossWithoutAQueueWidensThePool sends bulk over a link that loses packets, and
+// over one that is full.
+func TestSim_LossWithoutAQueueWidensThePool(t *testing.T) {
+	const perSecond = 5 << 20
+	for name, c := range map[string]struct {
+		loss  float64
+		wider bool
+	}{
+		"lossy": {0.005, true},
+		"full":  {0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, wan := newWorld(t), newWAN(50*time.Millisecond, perSecond)
+				wan.loss = c.loss
+				a, b := w.host(t, 1, wan.on(1, nil)), w.open(t, 2, wan.on(2, nil))
+				b.Handle(kindDrain, drain)
+				if err := b.Start(); err != nil {
+					t.Fatal(err)
+				}
+				end := time.Now().Add(8 * time.Second)
+				var senders errgroup.Group
+				for range MaxBulk {
+					senders.Go(func() error {
+						for time.Now().Before(end) {
+							if err := send(t.Context(), a, 2, ClassAsync, 256<<10); err != nil {
+								return err
+							}
+						}
+						return nil
+					})
+				}
+				if err := senders.Wait(); err != nil {
+					t.Fatal(err)
+				}
+				if got := links(a) - 1; c.wider != (got > DefaultBulk) { // one is for control
+					t.Errorf("the pool has %d connections, %d by default", got, DefaultBulk)
+				}
+				time.Sleep(BulkIdle + 2*sweepPeriod)
+				if got := links(a); got > 1 {
+					t.Errorf("%d connections after a quiet minute", got)
+				}
+			})
+		})
 	}
 }
 
