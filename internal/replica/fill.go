@@ -136,16 +136,30 @@ func (r *Replica) filled(t *block.Table, at scstore.Position) error {
 	return nil
 }
 
-// holdMarked enters as complete a position and what was sealed after it. A mark beyond the
-// head is of a seal that has not ended, and may come to show more. mu is held.
+// holdMarked enters as complete a position, and what was sealed after it and lacks nothing
+// either: a later map may. A mark beyond the head is of a seal that has not ended, and may
+// come to show more. mu is held.
 func (r *Replica) holdMarked(first scstore.Position) {
 	found := first == scstore.Position{}
 	for _, p := range r.marks() {
 		found = found || p == first
-		if found && p != (scstore.Position{}) && (p == first || p.Compare(r.facts.Head) <= 0) {
+		if found && p != (scstore.Position{}) && (p == first || p.Compare(r.facts.Head) <= 0 && r.lacksNothing(p)) {
 			r.facts.hold(p)
 		}
 	}
+}
+
+// lacksNothing reports whether no block is remote behind a mark. mu is held.
+func (r *Replica) lacksNothing(at scstore.Position) bool {
+	if r.table.RemoteBlocks() == 0 {
+		return true
+	}
+	for window := range parts(blocksOf(r.table), fillWindow) {
+		if _, n, err := spansLacking(r.table, at, window); err != nil || n > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // catchUp makes what was sealed while the base was not complete here complete, once it is.

@@ -360,6 +360,9 @@ func (r *Replica) stage(j *jump, p plan) (base propagate.Reader, head stagedTabl
 	if err := r.makeTable(p.size, p.base, p.baseAt); err != nil {
 		return nil, head, nil, err
 	}
+	if r.table.Marked(sealedTag(p.to)) { // by a map, meanwhile
+		return nil, head, nil, errStopped
+	}
 	resumed := r.facts.Jump != nil && *r.facts.Jump == JumpFacts{From: p.from, To: p.to}
 	if !resumed {
 		err := r.rollBack(p.from)
@@ -426,13 +429,7 @@ func (r *Replica) arrive(j *jump, to scstore.Position) error {
 	if r.jump != j {
 		return errStopped
 	}
-	tag := sealedTag(to)
-	if r.table.Marked(tag) { // of part of it, from before
-		if err := r.table.Unmark(tag); err != nil {
-			return err
-		}
-	}
-	if err := r.table.Mark(tag); err != nil {
+	if err := r.table.Mark(sealedTag(to)); err != nil {
 		return err
 	}
 	if err := r.unmarkJumps(); err != nil {

@@ -116,7 +116,7 @@ func (r *Replica) beginMap(ctx context.Context, at scstore.Position, rec meta.Re
 		if staged.To != at {
 			way = append(way, staged.To)
 		}
-	} else if r.facts.Jump == nil && r.facts.Partial != (scstore.Position{}) && inHistory(history, r.facts.Partial) {
+	} else if r.facts.Jump == nil && r.facts.Partial != (scstore.Position{}) && inHistory(history, r.facts.Partial) && r.headAt(r.facts.Partial) {
 		way[0] = r.facts.Partial
 	} else if err := r.settle(way[0]); err != nil {
 		return nil, ctx, nil, err

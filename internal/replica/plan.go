@@ -222,6 +222,11 @@ func (s *Set) plan(r *Replica, st *meta.State, wants []scstore.Position) (plan, 
 	if at := r.facts.Partial; at != (scstore.Position{}) && (at == p.to || len(s.holders(st, r.id, at)) > 0 && r.failures == 0) {
 		return plan{}, false // what is here in part is brought first
 	}
+	if r.table != nil && r.table.Marked(sealedTag(p.to)) {
+		r.facts.Partial = p.to // what it lacks is filled in where it is: a branch may be based on it
+		_ = r.save()           // tried again with the next
+		return plan{}, false
+	}
 	if p.holders = s.holders(st, r.id, p.to); len(p.holders) == 0 {
 		return plan{}, false
 	}

@@ -284,6 +284,54 @@ func TestSet_CopyThatAPromoteLeftOutComesBack(t *testing.T) {
 	}
 }
 
+func TestSet_MapThatABranchIsBasedOnIsCompletedWhereItIs(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize, "A", "B")
+	a.fill(id, 1)
+	first := a.seal(id)
+	w.eventually("B has a copy", func() bool { return b.claims(id, first) })
+	for range MaxJumps { // as many as there are: no jump begins
+		b.set.jumps <- struct{}{}
+	}
+	resume := stopFill(b.set)
+	a.fill(id, 2)
+	if _, err := a.set.Snapshot(t.Context(), id, "between", nil); err != nil { // a stop on B's way
+		t.Fatal(err)
+	}
+	a.fill(id, 3)
+	a.seal(id)
+	start := w.handOver(id, "A", "B") // B has its map
+	if err := b.device(id).WriteAt(make([]byte, testBlock), 0); err != nil {
+		t.Fatal(err)
+	}
+	w.promote(id, "A", start)
+	w.eventually("what B wrote is a branch", func() bool {
+		r := b.set.replica(id)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.facts.Left) == 0 && r.facts.Fence == 0
+	})
+	r := b.set.replica(id)
+	r.mu.Lock()
+	r.failures = 1 // the map does not get complete at once, so the stop before it comes first
+	r.mu.Unlock()
+	for range MaxJumps {
+		<-b.set.jumps
+	}
+	w.eventually("B has the snapshot", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.facts.Holds) > 1
+	})
+	resume()
+	head := a.seal(id)
+	w.eventually("B follows", func() bool { return b.claims(id, head) })
+	if !bytes.Equal(b.read(id), a.read(id)) {
+		t.Error("B's copy differs")
+	}
+}
+
 func TestSet_CloneIsMadeWhereItsBaseIsNot(t *testing.T) {
 	w := newWorld(t, "A", "B")
 	a, b := w.hosts["A"], w.hosts["B"]
