@@ -65,26 +65,44 @@ func BlockDigest(block []byte) scstore.Digest {
 // SpanDigest returns the digest of a span: span holds up to SpanBlocks blocks, and
 // what is missing at the end of a volume counts as holes.
 func SpanDigest(span []byte) scstore.Digest {
-	var level [SpanBlocks]scstore.Digest
-	n := 0
-	for ; len(span) > 0; n++ {
-		level[n] = BlockDigest(span[:scstore.BlockSize])
-		span = span[scstore.BlockSize:]
+	leaves := leavesOf(span)
+	return leaves.fold()
+}
+
+// spanLeaves are the digests of a span's blocks.
+type spanLeaves [SpanBlocks]scstore.Digest
+
+// leavesOf hashes the blocks of a span.
+func leavesOf(span []byte) (l spanLeaves) {
+	l.set(0, span)
+	for n := len(span) / scstore.BlockSize; n < SpanBlocks; n++ {
+		l[n] = holeDigests[0]
 	}
-	for ; n < SpanBlocks; n++ {
-		level[n] = holeDigests[0]
+	return l
+}
+
+// set hashes blocks of the span, from one on.
+func (l *spanLeaves) set(first int, blocks []byte) {
+	for n := first; len(blocks) > 0; n++ {
+		l[n] = BlockDigest(blocks[:scstore.BlockSize])
+		blocks = blocks[scstore.BlockSize:]
 	}
+}
+
+// fold returns the digest of the span. It works on a copy.
+func (l spanLeaves) fold() scstore.Digest {
+	n := SpanBlocks
 	for depth := 0; n > 1; depth++ {
 		for i := 0; i < n; i += 2 {
-			if level[i] == holeDigests[depth] && level[i+1] == holeDigests[depth] {
-				level[i/2] = holeDigests[depth+1]
+			if l[i] == holeDigests[depth] && l[i+1] == holeDigests[depth] {
+				l[i/2] = holeDigests[depth+1]
 				continue
 			}
-			level[i/2] = nodeDigest(&level[i], &level[i+1])
+			l[i/2] = nodeDigest(&l[i], &l[i+1])
 		}
 		n /= 2
 	}
-	return level[0]
+	return l[0]
 }
 
 // HoleSpanDigest returns the digest of a span of zeros.

@@ -49,7 +49,12 @@ func (v *Volume) Seal(ctx context.Context, progress func(done, total int64)) (Ma
 	case <-ctx.Done():
 		return Manifest{}, fmt.Errorf("seal %s: %w", v.id, context.Cause(ctx))
 	}
-	defer func() { v.sealing <- struct{}{} }()
+	defer func() {
+		v.sealing <- struct{}{}
+		if v.closed.Load() {
+			v.forgetLeaves()
+		}
+	}()
 	m, err := v.endEpoch()
 	if err != nil {
 		return Manifest{}, fmt.Errorf("seal %s: %w", v.id, err)
@@ -58,6 +63,7 @@ func (v *Volume) Seal(ctx context.Context, progress func(done, total int64)) (Ma
 		err = v.Flush(ctx)
 	}
 	if err != nil {
+		v.leaves.forget()
 		return Manifest{}, fmt.Errorf("seal %s@%s: %w", v.id, m.Position, err)
 	}
 	v.seal.Lock()
@@ -116,7 +122,7 @@ func (v *Volume) describe(ctx context.Context, m *Manifest, progress func(done, 
 		return err
 	}
 	chain := append([]Reader{view}, v.chain[1:]...)
-	m.Root, err = digestExtents(ctx, chain, m.SizeBytes, m.Extents, progress)
+	m.Root, err = digestExtents(ctx, chain, m.SizeBytes, m.Extents, &v.leaves, progress)
 	return err
 }
 
@@ -186,7 +192,7 @@ func ChangedBytes(ctx context.Context, t Changes, from, to scstore.Tag) (bytes i
 // that the chain shows, nearest first: what the manifest of an epoch that changed them
 // would have. Errors: ErrCorrupt, a *MissingError.
 func DigestExtents(ctx context.Context, chain []Reader, sizeBytes int64, extents []scstore.Extent) (scstore.Digest, error) {
-	return digestExtents(ctx, chain, sizeBytes, extents, func(int64, int64) {})
+	return digestExtents(ctx, chain, sizeBytes, extents, nil, func(int64, int64) {})
 }
 
 // Digest returns the root over all spans of the volume that hold data, as the
@@ -205,7 +211,7 @@ func (v *Volume) Digest(ctx context.Context, progress func(done, total int64)) (
 	}); err != nil {
 		return scstore.Digest{}, fmt.Errorf("digest %s: %w", v.id, err)
 	}
-	d, err := digestExtents(ctx, v.chain, v.Size(), extents, progress)
+	d, err := digestExtents(ctx, v.chain, v.Size(), extents, nil, progress)
 	if err != nil {
 		return scstore.Digest{}, fmt.Errorf("digest %s: %w", v.id, err)
 	}
@@ -213,38 +219,77 @@ func (v *Volume) Digest(ctx context.Context, progress func(done, total int64)) (
 }
 
 // digestExtents hashes the spans that the extents touch. A span that holds only
-// zeros is left out, so that the root does not depend on how zeros are stored.
-func digestExtents(ctx context.Context, chain []Reader, sizeBytes int64, extents []scstore.Extent, progress func(done, total int64)) (scstore.Digest, error) {
-	blocks := uint64(sizeBytes) / scstore.BlockSize
+// zeros is left out, so that the root does not depend on how zeros are stored. What the
+// cache has is the content without what the extents name.
+func digestExtents(ctx context.Context, chain []Reader, sizeBytes int64, extents []scstore.Extent, cache *leafCache, progress func(done, total int64)) (scstore.Digest, error) {
+	h := spanHasher{chain: chain, blocks: uint64(sizeBytes) / scstore.BlockSize, cache: cache, buf: make([]byte, SpanBlocks*scstore.BlockSize)}
 	root := newRootHash(sizeBytes)
-	buf := make([]byte, SpanBlocks*scstore.BlockSize)
 	var total, done int64
 	for _, e := range extents {
 		total += int64(e.Count) * scstore.BlockSize
 	}
-	next := uint64(0) // the first span not yet hashed
-	for _, e := range extents {
-		for span := max(next, uint64(e.First)/SpanBlocks); span*SpanBlocks < uint64(e.End()); span++ {
-			if err := ctx.Err(); err != nil {
-				return scstore.Digest{}, err
-			}
-			first := span * SpanBlocks
-			part := buf[:min(SpanBlocks, blocks-first)*scstore.BlockSize]
-			at := scstore.Extent{First: scstore.BlockIndex(first), Count: uint64(len(part)) / scstore.BlockSize}
-			pieces, _, err := readChain(chain, at, part, nil, false)
-			if err == nil {
-				err = missing(chain, pieces)
-			}
-			if err != nil {
-				return scstore.Digest{}, err
-			}
-			if d := SpanDigest(part); d != HoleSpanDigest() {
-				root.add(span, d)
-			}
-			next = span + 1
+	var parts []scstore.Extent
+	for span := uint64(0); len(extents) > 0; span++ {
+		if err := ctx.Err(); err != nil {
+			return scstore.Digest{}, err
 		}
-		done += int64(e.Count) * scstore.BlockSize
+		span = max(span, uint64(extents[0].First)/SpanBlocks)
+		parts, extents = partsOf(span, extents)
+		if len(parts) == 0 {
+			continue
+		}
+		d, err := h.digest(span, parts)
+		if err != nil {
+			return scstore.Digest{}, err
+		}
+		if d != HoleSpanDigest() {
+			root.add(span, d)
+		}
+		for _, e := range parts {
+			done += int64(e.Count) * scstore.BlockSize
+		}
 		progress(done, total)
 	}
 	return root.sum(), nil
+}
+
+// spanHasher hashes spans.
+type spanHasher struct {
+	chain  []Reader
+	blocks uint64 // of the volume
+	cache  *leafCache
+	buf    []byte
+}
+
+// digest returns the digest of a span of which parts were written since the cache saw it.
+func (h *spanHasher) digest(span uint64, parts []scstore.Extent) (scstore.Digest, error) {
+	first := scstore.BlockIndex(span * SpanBlocks)
+	if known := h.cache.get(span); known != nil {
+		for _, e := range parts {
+			p, err := h.read(e)
+			if err != nil {
+				return scstore.Digest{}, err
+			}
+			known.set(int(e.First-first), p)
+		}
+		return known.fold(), nil
+	}
+	p, err := h.read(scstore.Extent{First: first, Count: SpanBlocks})
+	if err != nil {
+		return scstore.Digest{}, err
+	}
+	leaves := leavesOf(p)
+	h.cache.put(span, &leaves)
+	return leaves.fold(), nil
+}
+
+// read reads blocks, as far as the volume goes.
+func (h *spanHasher) read(e scstore.Extent) ([]byte, error) {
+	e = e.Clamp(scstore.Extent{Count: h.blocks})
+	p := h.buf[:e.Count*scstore.BlockSize]
+	pieces, _, err := readChain(h.chain, e, p, nil, false)
+	if err == nil {
+		err = missing(h.chain, pieces)
+	}
+	return p, err
 }

@@ -113,8 +113,9 @@ type Volume struct {
 	current atomic.Uint64 // the highest fence known; above fence: fenced out
 	closed  atomic.Bool
 
-	// sealing holds a token while no Seal is under way.
+	// sealing holds a token while no Seal is under way; leaves is its holder's.
 	sealing chan struct{}
+	leaves  leafCache
 	// seal is held by writers shared, and by Seal alone while it ends the epoch.
 	seal sync.RWMutex
 	head scstore.Position // of the last manifest; guarded by seal
@@ -176,7 +177,18 @@ func (v *Volume) Revoke(fence scstore.Fence) {
 // Close ends the use of the volume; what was written stays as durable as it was.
 func (v *Volume) Close() error {
 	v.closed.Store(true)
+	v.forgetLeaves()
 	return nil
+}
+
+// forgetLeaves gives the memory of a closed volume's leaves back.
+func (v *Volume) forgetLeaves() {
+	select {
+	case <-v.sealing:
+		v.leaves.forget()
+		v.sealing <- struct{}{}
+	default: // who seals does, afterwards
+	}
 }
 
 // writable is step W2's check.

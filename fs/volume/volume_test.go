@@ -171,6 +171,71 @@ func TestVolume_BehavesAsBytesDo(t *testing.T) {
 	}
 }
 
+// counting counts the blocks that are read of views.
+type counting struct {
+	table
+	blocks *int
+}
+
+func (c counting) At(tag scstore.Tag) (volume.View, error) {
+	v, err := c.table.At(tag)
+	return countingView{v, c.blocks}, err
+}
+
+type countingView struct {
+	volume.View
+	blocks *int
+}
+
+func (c countingView) ReadBlocks(first scstore.BlockIndex, p []byte, dst []scstore.Piece, now bool) ([]scstore.Piece, bool, error) {
+	*c.blocks += len(p) / scstore.BlockSize
+	return c.View.ReadBlocks(first, p, dst, now)
+}
+
+func TestVolume_SealReadsWhatChangedAndNotTheMiBsAroundIt(t *testing.T) {
+	s := openStore(t, crashdisk.New(crashdisk.Options{Seed: 1}), t.TempDir())
+	defer s.Close()
+	const size = 8 << 20
+	tab, err := s.Create(block.CreateOptions{ID: id(1), SizeBytes: size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	v, err := volume.Open(volume.Options{ID: tab.ID(), Table: counting{table{tab}, &read}, Fence: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	m := &model{t, rand.New(rand.NewPCG(1, 1)), v, make([]byte, size)}
+	write := func(off, n int) {
+		for i := range n {
+			m.data[off+i] = byte(m.rng.Uint32() | 1)
+		}
+		if err := v.WriteAt(m.data[off:off+n], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0, size)
+	if _, err := v.Seal(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	read = 0
+	for span := range size >> 20 {
+		write(span<<20+7*scstore.BlockSize, scstore.BlockSize)
+		write(span<<20+200*scstore.BlockSize, 3*scstore.BlockSize)
+	}
+	got, err := v.Seal(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := size >> 20 * 4; read != want {
+		t.Errorf("%d blocks were read, want the %d that changed", read, want)
+	}
+	if want := rootOf(m.data, got.Extents); got.Root != want {
+		t.Errorf("root %s, want %s", got.Root, want)
+	}
+}
+
 func TestVolume_SealNamesWhatChanged(t *testing.T) {
 	s := openStore(t, crashdisk.New(crashdisk.Options{Seed: 1}), t.TempDir())
 	defer s.Close()
