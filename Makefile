@@ -5,7 +5,7 @@ GO          ?= go
 TOOL        := $(GO) tool -modfile=internal/tools/go.mod
 PKGS        ?= ./...
 FUZZTIME    ?= 5s
-SOAK        ?= 30m
+SOAK        ?= 60m
 SEEDS       ?= 20000
 SEED        ?= 0
 LDFLAGS     := -s -w -X main.commit=$(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
@@ -26,7 +26,7 @@ fmt: ## rewrite formatting and modern idioms
 .PHONY: lint
 lint: ## vet, golangci-lint, go fix -diff, go mod tidy -diff
 	$(GO) vet $(PKGS)
-	$(GO) vet -tags invariants,soak $(PKGS)
+	$(GO) vet -tags invariants,soak,failpoints $(PKGS)
 	$(TOOL) golangci-lint run $(PKGS)
 	$(GO) fix -diff $(PKGS)
 	$(GO) mod tidy -diff
@@ -56,7 +56,7 @@ e2e: build ## the tests that drive a whole host with qemu, libnbd and fio
 .PHONY: soak
 soak: ## the long tests (build tag soak), SOAK at most
 	scripts/install-tools
-	scripts/gotest -tags=soak,invariants -count=1 -timeout=$(SOAK) $(PKGS)
+	scripts/gotest -tags=soak,invariants,failpoints -count=1 -timeout=$(SOAK) $(PKGS)
 
 .PHONY: bench
 bench: build ## measure against the peers on this machine, as a table

@@ -16,6 +16,7 @@ const module = "scstore"
 var layers = map[string][]string{
 	".":                           {},
 	"internal/invariant":          {},
+	"internal/failpoint":          {},
 	"fs/block/disk":               {".", "internal/invariant"},
 	"fs/block/disk/crashdisk":     {".", "fs/block/disk"},
 	"fs/block/disk/disktest":      {".", "fs/block/disk"},
@@ -41,7 +42,7 @@ var layers = map[string][]string{
 	"propagate/quicnet":           {".", "internal/invariant", "propagate/quicnet/authority"},
 	"propagate/quicnet/raftnet":   {".", "propagate/quicnet", "propagate/quicnet/authority"},
 	"consensus/consensustest":     {".", "consensus"},
-	"internal/replica":            {".", "consensus", "consensus/handoff", "consensus/meta", "fs/block", "fs/volume", "internal/invariant", "nbd", "propagate", "propagate/codec", "propagate/quicnet", "propagate/wire"},
+	"internal/replica":            {".", "consensus", "consensus/handoff", "consensus/meta", "fs/block", "fs/volume", "internal/failpoint", "internal/invariant", "nbd", "propagate", "propagate/codec", "propagate/quicnet", "propagate/wire"},
 	"sim":                         {".", "consensus/handoff", "consensus/meta", "fs/volume", "propagate", "propagate/codec", "propagate/wire"},
 }
 
