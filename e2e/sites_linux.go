@@ -38,14 +38,17 @@ type SitesOptions struct {
 	RTT           time.Duration
 	BitsPerSecond int64
 	Loss          float64 // the probability that a packet is lost
+	// Env returns what a site's host finds in its environment beside what this process
+	// has; nil adds nothing.
+	Env func(site string) []string
 }
 
 // Sites is a cluster on one machine: sites with a wide-area network between them,
 // each a network namespace with one host, SITE1. File systems are shared, so the
 // sockets of every host can be used from everywhere. It needs root.
 //
-// It is used by one goroutine, but for Cut, Heal, SetLinks, Bytes, SentBytes, Run and what
-// is made of it, which are safe for concurrent use with each other.
+// It is used by one goroutine, but for Cut, Heal, those of a link, SetLinks, Bytes,
+// SentBytes, Run and what is made of it, which are safe for concurrent use with each other.
 type Sites struct {
 	o       SitesOptions
 	network *wan.Network
@@ -115,7 +118,12 @@ func (s *Sites) Start(ctx context.Context, site string, more ...string) error {
 // Serve starts another host at a site, in a folder of its own. The caller ends it.
 // Errors: as the function Serve; ErrNotFound for the site.
 func (s *Sites) Serve(ctx context.Context, site, dir string, args ...string) (*Server, error) {
-	start := func(cmd *exec.Cmd) error { return s.network.Start(site, cmd) }
+	start := func(cmd *exec.Cmd) error {
+		if s.o.Env != nil {
+			cmd.Env = append(os.Environ(), s.o.Env(site)...)
+		}
+		return s.network.Start(site, cmd)
+	}
 	return serve(ctx, start, s.o.Binary, dir, args...)
 }
 
@@ -166,6 +174,12 @@ func (s *Sites) Cut(site string) error { return s.others(site, s.network.Partiti
 
 // Heal ends a cut.
 func (s *Sites) Heal(site string) error { return s.others(site, s.network.Heal) }
+
+// CutLink cuts two sites from each other: each still reaches the others.
+func (s *Sites) CutLink(a, b string) error { return s.network.Partition(a, b) }
+
+// HealLink ends a cut of two sites from each other.
+func (s *Sites) HealLink(a, b string) error { return s.network.Heal(a, b) }
 
 func (s *Sites) others(site string, f func(a, b string) error) error {
 	var errs []error
@@ -241,6 +255,20 @@ func decode[T any](ctx context.Context, s *Sites, site string, args ...string) (
 func (s *Sites) WaitReady(ctx context.Context, site string) error {
 	_, err := s.Run(ctx, site, "status", "--wait")
 	return err
+}
+
+// Cluster asks the host of a site about the cluster.
+func (s *Sites) Cluster(ctx context.Context, site string) (api.Cluster, error) {
+	state, err := decode[struct {
+		Cluster *api.Cluster `json:"cluster"`
+	}](ctx, s, site, "status")
+	switch {
+	case err != nil:
+		return api.Cluster{}, err
+	case state.Cluster == nil:
+		return api.Cluster{}, fmt.Errorf("status at site %q: the answer does not describe a cluster: %w", site, scstore.ErrInvalid)
+	}
+	return *state.Cluster, nil
 }
 
 // Volume asks the host of a site about a volume.

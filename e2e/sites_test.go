@@ -22,17 +22,16 @@ const sitesPatience = 90 * time.Second
 // startSites starts three sites. A host that runs at the end of the test is killed.
 func startSites(t testing.TB, rtt time.Duration, bitsPerSecond int64) *e2e.Sites {
 	t.Helper()
-	return startSitesOver(t, rtt, bitsPerSecond, 0)
+	return openSites(t, e2e.SitesOptions{Binary: program, RTT: rtt, BitsPerSecond: bitsPerSecond})
 }
 
-// startSitesOver is startSites with links that lose packets.
-func startSitesOver(t testing.TB, rtt time.Duration, bitsPerSecond int64, loss float64) *e2e.Sites {
+// openSites is startSites with more to say.
+func openSites(t testing.TB, o e2e.SitesOptions) *e2e.Sites {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), sitesPatience)
 	defer cancel()
-	s, err := e2e.OpenSites(ctx, e2e.SitesOptions{
-		Binary: program, Dir: t.TempDir(), Names: []string{"a", "b", "c"}, RTT: rtt, BitsPerSecond: bitsPerSecond, Loss: loss,
-	})
+	o.Dir, o.Names = t.TempDir(), []string{"a", "b", "c"}
+	s, err := e2e.OpenSites(ctx, o)
 	check(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -31,7 +31,7 @@ type peerSites struct {
 	target string // the file at the site b
 }
 
-// startPeers opens sites like those of startSitesOver.
+// startPeers opens sites like those of openSites.
 func startPeers(t testing.TB, loss float64) *peerSites {
 	t.Helper()
 	n, err := wan.Open(t.Context(), wan.Options{Sites: []string{"a", "b"}, Link: wan.RTT(wanRTT).WithRate(wanRate).WithLoss(loss), Seed: 1})

@@ -225,7 +225,7 @@ func TestWAN_Goodput(t *testing.T) {
 	var f figures
 	var peers *peerSites
 	for _, loss := range []float64{0, 0.001} {
-		s := startSitesOver(t, wanRTT, wanRate, loss)
+		s := openSites(t, e2e.SitesOptions{Binary: program, RTT: wanRTT, BitsPerSecond: wanRate, Loss: loss})
 		peers = startPeers(t, loss)
 		name := func(what string) string { return fmt.Sprintf("%.1f %% loss: %s, Mbit/s", loss*100, what) }
 		for round := range wanRounds {
