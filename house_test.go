@@ -243,6 +243,46 @@ func TestHouse_StepsAreTheSameInCodeAndArchitecture(t *testing.T) {
 	}
 }
 
+// TestHouse_FailPointsAreForcedByTestsAndNotShipped: the build tag is known to one
+// package, the program is built without it, and each point is met by a test of real
+// processes.
+func TestHouse_FailPointsAreForcedByTestsAndNotShipped(t *testing.T) {
+	makefile, err := os.ReadFile("Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	build := regexp.MustCompile(`(?m)^build:.*\n((?:\t.*\n)+)`).FindStringSubmatch(string(makefile))
+	if build == nil || strings.Contains(build[1], "-tags") {
+		t.Errorf("make build does not build the program, or with tags: %q", build)
+	}
+	var tests strings.Builder
+	points := map[string]string{}
+	for _, f := range goFiles(t) {
+		if f.pkg == "e2e" && f.test {
+			tests.WriteString(f.text)
+		}
+		if f.pkg != "internal/failpoint" && regexp.MustCompile(`(?m)^//go:build .*\bfailpoints\b`).MatchString(f.text) {
+			t.Errorf("%s depends on the build tag of the fail points", f.path)
+		}
+		for _, m := range regexp.MustCompile(`failpoint\.Hit\(("[^"]+")\)`).FindAllStringSubmatch(f.text, -1) {
+			if !f.test {
+				points[m[1]] = f.path
+			}
+		}
+	}
+	if len(points) == 0 {
+		t.Error("there is no fail point")
+	}
+	for point, file := range points {
+		if !strings.Contains(tests.String(), point) {
+			t.Errorf("%s has the fail point %s, which no test of e2e forces", file, point)
+		}
+		if !strings.Contains(section(t, "ARCHITECTURE.md", "Testing strategy"), strings.Trim(point, `"`)) {
+			t.Errorf("ARCHITECTURE.md does not say where the fail point %s is", point)
+		}
+	}
+}
+
 func TestHouse_CommandsOfTheReadmeAreMakeTargets(t *testing.T) {
 	makefile, err := os.ReadFile("Makefile")
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"scstore"
 	"scstore/consensus/handoff"
 	"scstore/consensus/meta"
+	"scstore/internal/failpoint"
 )
 
 // round seals what was written and waits until it is committed: so that the last epoch
@@ -107,6 +108,7 @@ func (s *source) sealFinal() []handoff.Action {
 			return s.failed(err)
 		}
 	}
+	failpoint.Hit("source:draining") // what says so is durable, and nothing has left
 	todo := s.core.Sealed(s.coreFinals(), s.set.now())
 	close(s.doubt)
 	return todo

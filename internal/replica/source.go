@@ -12,6 +12,7 @@ import (
 	"scstore"
 	"scstore/consensus/handoff"
 	"scstore/consensus/meta"
+	"scstore/internal/failpoint"
 	"scstore/propagate/quicnet"
 )
 
@@ -361,6 +362,9 @@ func (s *source) takeReady(m readyMsg) bool {
 // was applied.
 func (s *source) propose(busy *atomic.Int32, op meta.Op) {
 	s.set.moves.some(busy, maxProposals, func(ctx context.Context) {
+		if busy == &s.proposing {
+			failpoint.Hit("source:propose") // RELEASE may have left; Cancel is not held
+		}
 		ctx, cancel := context.WithTimeout(ctx, s.patience())
 		defer cancel()
 		result, err := s.set.o.Log.Propose(ctx, s.group, op)
@@ -383,7 +387,9 @@ func (s *source) sendRelease() {
 		defer cancel()
 		if _, err := s.set.o.Net.Request(ctx, s.to, quicnet.ClassRaft, KindRelease, s.release); err != nil {
 			s.blame(fmt.Errorf("release to host %s: %w", s.set.o.HostName(s.to), err))
+			return
 		}
+		failpoint.Hit("source:released") // the target has RELEASE; the entry may have left
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 	"scstore"
 	"scstore/consensus/handoff"
 	"scstore/consensus/meta"
+	"scstore/internal/failpoint"
 )
 
 // target is a hand-off to this host. Its loop, one goroutine, drives the core.
@@ -297,6 +298,7 @@ func (t *target) await(ctx context.Context) []handoff.Action {
 	t.mu.Unlock()
 	var todo []handoff.Action
 	if n.release != nil && t.core.Phase() == handoff.Held && t.land(*n.release) {
+		failpoint.Hit("target:released") // and is durable here; nothing was proposed
 		todo = t.core.Release(n.release.finals(), t.set.now())
 	}
 	if n.decision != handoff.Undecided {
@@ -462,6 +464,7 @@ func (t *target) propose() {
 // own begins to serve what the state says is this host's, where the map is here; of the
 // rest the map is fetched first.
 func (t *target) own() {
+	failpoint.Hit("target:applied") // the entry, and nothing was done about it
 	for _, r := range t.here {
 		var now tenureNow
 		err := t.set.o.Log.View(t.group, func(st *meta.State) { now = tenureIn(st, r.id) })
