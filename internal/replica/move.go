@@ -106,6 +106,14 @@ func (m *moves) some(busy *atomic.Int32, limit int32, f func(ctx context.Context
 	}
 }
 
+// entryPatience is how long one proposal of an entry that decides is waited for. They are
+// made at an interval, with so many under way at most: so one that went to a leader that
+// died gives its place up in time for the next, and the first one that reaches the new
+// leader is not later than an interval. Its answer would decide nothing.
+func entryPatience(rtt time.Duration) time.Duration {
+	return maxProposals * max(2*rtt, handoff.MinProposeInterval)
+}
+
 // wait returns true once done does, false if ctx ends or the time is over before.
 func wait(ctx context.Context, d time.Duration, done func() bool) bool {
 	end := time.NewTimer(d)

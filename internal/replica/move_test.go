@@ -193,6 +193,34 @@ func TestMove_TheEntryOfTheSourceIsLostAndTheTargetsDecides(t *testing.T) {
 	})
 }
 
+func TestMove_EntriesThatGetLostDoNotHoldUpTheNext(t *testing.T) {
+	for _, name := range []string{"source", "target"} {
+		t.Run(name, func(t *testing.T) {
+			inMoveWorld(t, 3, func(t *testing.T, w *moveWorld) {
+				a, b := w.hosts[0], w.hosts[1]
+				w.create(vol, a)
+				a.write(vol, map[uint64]uint64{0: 1})
+				by := map[string]*moveHost{"source": a, "target": b}[name]
+				var first time.Time
+				w.refusing(func(from meta.DiskID, op meta.Op) error {
+					if _, ok := op.(meta.HandOff); !ok {
+						return nil
+					}
+					if first.IsZero() {
+						first = time.Now()
+					}
+					if from != by.disk || time.Since(first) < time.Second { // of virtual time: the leader is dead
+						return errLost
+					}
+					return nil
+				})
+				w.moveTo(a, b)
+				b.shows(vol, map[uint64]uint64{0: 1})
+			})
+		})
+	}
+}
+
 // noHandOff refuses the entry of a hand-off, whoever proposes it.
 func noHandOff(_ meta.DiskID, op meta.Op) error {
 	if _, ok := op.(meta.HandOff); ok {

@@ -37,6 +37,9 @@ type moveWorld struct {
 	refuse  func(from meta.DiskID, op meta.Op) error           // of proposals
 }
 
+// errLost, of refuse, has a proposal get lost on its way: nobody says so.
+var errLost = errors.New("it got lost")
+
 // moveHost is one of them.
 type moveHost struct {
 	w     *moveWorld

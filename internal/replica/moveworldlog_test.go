@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -45,7 +46,11 @@ func (h *moveHost) Propose(ctx context.Context, g meta.GroupID, op meta.Op) (met
 		failed = refuse(h.disk, op)
 		h.w.hooks.Unlock()
 	}
-	if failed != nil && !errors.Is(failed, errAnswerLost) {
+	switch {
+	case errors.Is(failed, errLost):
+		<-ctx.Done()
+		return meta.Result{}, fmt.Errorf("%v: %w", failed, scstore.ErrIndeterminate)
+	case failed != nil && !errors.Is(failed, errAnswerLost):
 		return meta.Result{}, failed
 	}
 	h.mu.Lock()

@@ -102,7 +102,7 @@ func (s *source) named(id scstore.VolumeID) (list []scstore.Position) {
 	return list
 }
 
-// patience is how long one proposal is waited for: then another is made.
+// patience is how long one proposal of the intent is waited for: then another is made.
 func (s *source) patience() time.Duration { return max(4*s.rtt, handoff.MinCancelAfter) }
 
 // ids returns the volumes' ids.
@@ -365,7 +365,7 @@ func (s *source) propose(busy *atomic.Int32, op meta.Op) {
 		if busy == &s.proposing {
 			failpoint.Hit("source:propose") // RELEASE may have left; Cancel is not held
 		}
-		ctx, cancel := context.WithTimeout(ctx, s.patience())
+		ctx, cancel := context.WithTimeout(ctx, entryPatience(s.rtt))
 		defer cancel()
 		result, err := s.set.o.Log.Propose(ctx, s.group, op)
 		switch {

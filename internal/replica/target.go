@@ -449,7 +449,7 @@ func (t *target) propose() {
 		op.Volumes = append(op.Volumes, meta.Handed{ID: v.ID, Fence: v.Fence, Parent: v.Final.Parent, Final: v.Final.Position, Digest: v.Final.Digest})
 	}
 	t.set.moves.some(&t.proposing, maxProposals, func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, max(4*t.rtt, handoff.MinCancelAfter))
+		ctx, cancel := context.WithTimeout(ctx, entryPatience(t.rtt))
 		defer cancel()
 		if _, err := t.set.o.Log.Propose(ctx, t.group, op); err != nil {
 			t.set.log.Debug("hand-off: the entry was not taken", "hand_off", t.id, "err", err)
