@@ -277,6 +277,8 @@ func (s *Set) pinned(r *Replica, st *meta.State, history []meta.Point, served sc
 	for _, pin := range st.Pins(r.id) {
 		switch {
 		case pin.Kind != meta.PinJump || pin.Disk != s.o.Disk:
+		case r.facts.holds(pin.Position) && inHistory(history, pin.Position) && !s.claimed(st, r.id, pin.Position):
+			// The lease stays until the log knows: else others drop the position first, and can't say what changed since.
 		case r.facts.holds(pin.Position) || !inHistory(history, pin.Position),
 			pin.Position.Compare(served) < 0 && !slices.Contains(wants, pin.Position):
 			s.ask("unpin"+r.id.String(), r.group, meta.DropPin{ID: r.id, Pin: pin.ID})
@@ -285,6 +287,13 @@ func (s *Set) pinned(r *Replica, st *meta.State, history []meta.Point, served sc
 		}
 	}
 	return to
+}
+
+// claimed reports whether the log knows that this disk has a position, or a later one.
+func (s *Set) claimed(st *meta.State, id scstore.VolumeID, at scstore.Position) bool {
+	return slices.ContainsFunc(st.Replicas(id), func(m meta.Replica) bool {
+		return m.Disk == s.o.Disk && m.Complete.Compare(at) >= 0
+	})
 }
 
 // leased reports whether the target stays while it is jumped to, and asks for a lease
