@@ -316,7 +316,11 @@ func (f *failures) refused(winner string) {
 	f.t.Helper()
 	for _, site := range f.s.Names() {
 		ctx, cancel := context.WithTimeout(f.t.Context(), sitesPatience)
-		if _, ok := tryWrite(ctx, f.url[site]); ok && site != winner {
+		client, _ := firstWrite(ctx, f.url[site], claimAt)
+		if client != nil {
+			check(f.t, client.Close())
+		}
+		if client != nil && site != winner {
 			f.t.Errorf("site %s takes writes, and so does site %s", site, winner)
 		}
 		cancel()

@@ -213,7 +213,7 @@ func (h *handOffs) once(t *testing.T) (o handOff) {
 func (h *handOffs) arrive(ctx context.Context) (arrival, error) {
 	url := h.s.Host(h.other).URL("disk")
 	for {
-		client, at := firstWrite(ctx, url)
+		client, at := firstWrite(ctx, url, firstAt)
 		if client != nil {
 			a, err := h.read(ctx, client)
 			a.at = at
@@ -229,13 +229,13 @@ func (h *handOffs) arrive(ctx context.Context) (arrival, error) {
 
 // firstWrite tries to write, and returns the client that did and when that was
 // acknowledged.
-func firstWrite(ctx context.Context, url string) (*nbd.Client, time.Time) {
+func firstWrite(ctx context.Context, url string, off int64) (*nbd.Client, time.Time) {
 	client, err := nbd.Dial(ctx, url, nbd.DialOptions{})
 	if err != nil {
 		return nil, time.Time{}
 	}
 	if !client.ReadOnly() {
-		if err := client.WriteAt(ctx, random(scstore.BlockSize, 1), firstAt, 0); err == nil {
+		if err := client.WriteAt(ctx, random(scstore.BlockSize, 1), off, 0); err == nil {
 			return client, time.Now()
 		}
 	}

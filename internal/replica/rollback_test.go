@@ -17,7 +17,7 @@ func changedSince(t *testing.T, w *world, placed ...meta.DiskID) (id scstore.Vol
 	t.Helper()
 	a := w.hosts["A"]
 	id = w.create("A", testSize, placed...)
-	then = a.fill(id, 1)
+	a.fill(id, 1)
 	d := a.device(id)
 	if err := errors.Join(d.Zero(3<<20, 1<<20, true), d.Discard(9*testBlock, 2*testBlock)); err != nil {
 		t.Fatal(err)
