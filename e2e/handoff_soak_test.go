@@ -19,7 +19,7 @@ import (
 
 const (
 	// soakPauses is how often a volume is handed over in each direction.
-	soakPauses = 50
+	soakPauses = 25
 
 	// What is measured over: the round trip and the rate between any two sites.
 	soakRTT  = 80 * time.Millisecond
