@@ -32,6 +32,7 @@ func TestKill_NoAcknowledgedWriteIsLost(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	var ready []time.Duration
 	var flushes uint64
+	idle := 0 // rounds without a flush: the kill came too early
 	for round := range killRounds {
 		after := 100*time.Millisecond + time.Duration(rng.Int64N(int64(900*time.Millisecond)))
 		timer := time.AfterFunc(after, func() { _ = s.Kill() })
@@ -44,7 +45,7 @@ func TestKill_NoAcknowledgedWriteIsLost(t *testing.T) {
 		}
 		check(t, s.Kill()) // until it is gone
 		if result.Writes == 0 || journal.Flushes() == flushes {
-			t.Errorf("round %d: %d writes, %d flushes: nothing to lose", round, result.Writes, journal.Flushes()-flushes)
+			idle++
 		}
 		flushes = journal.Flushes()
 
@@ -60,6 +61,9 @@ func TestKill_NoAcknowledgedWriteIsLost(t *testing.T) {
 		}
 	}
 	check(t, s.Stop())
+	if idle > killRounds/5 {
+		t.Errorf("in %d of %d rounds nothing was flushed: nothing to lose", idle, killRounds)
+	}
 	slices.Sort(ready)
 	t.Logf("ready after: median %s, worst %s", ready[len(ready)/2], ready[len(ready)-1])
 	if worst := ready[len(ready)-1]; worst > maxReady {

@@ -63,6 +63,7 @@ func TestSites_PromotesAtRandomMoments(t *testing.T) {
 	at(t, s, "a", "placement", "set", "disk", "--replicas", "a,b,c")
 	sites, owner := s.Names(), 0
 	c := &chain{blocks: 512}
+	c.writeAll(t, s.Host("a").URL("disk"), 50)
 	branches := 0
 	for round := range soakPromotes {
 		waitCurrent(t, s, sites[owner], "disk", sites...)

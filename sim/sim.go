@@ -329,7 +329,15 @@ func (w *World) stranded(id scstore.VolumeID) bool {
 func (w *World) unsettledVolume(id scstore.VolumeID) error {
 	ref := w.check.ref
 	t, ok := ref.Holder(id)
-	if !ok || w.stranded(id) {
+	if !ok {
+		return nil
+	}
+	for _, f := range ref.Forks(id) {
+		if f.Waiting && t.Phase != meta.PhaseRevoked && !w.hostOf(f.Owner).lost {
+			return fmt.Errorf("%x waits for what %s has under %d", id[0], f.Owner, f.Fence)
+		}
+	}
+	if w.stranded(id) {
 		return nil
 	}
 	if t.Holder == "" || t.Phase != meta.PhaseNormal {
