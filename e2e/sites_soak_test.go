@@ -98,7 +98,9 @@ func TestSites_PromotesAtRandomMoments(t *testing.T) {
 		if old.acked > c.acked {
 			branches++
 			branch := fmt.Sprintf("disk@diverged-%d", fence)
-			waitVolume(t, s, sites[next], "disk", func(w api.Where) bool { return slices.Contains(w.Branches, branch) })
+			for _, site := range []string{sites[next], sites[owner]} {
+				waitVolume(t, s, site, "disk", func(w api.Where) bool { return slices.Contains(w.Branches, branch) })
+			}
 			old.expect(t, s.Host(sites[owner]).URL(branch), old.acked, old.acked+1)
 		}
 		c.writeAll(t, s.Host(sites[next]).URL("disk"), 50)
