@@ -196,7 +196,7 @@ func (s *Set) placed(r *Replica, st *meta.State) bool {
 // held.
 func (s *Set) plan(r *Replica, st *meta.State, wants []scstore.Position) (plan, bool) {
 	rec, ok := st.Get(r.id)
-	if !ok || rec.Life != meta.Live || rec.Head == (scstore.Position{}) {
+	if !ok || rec.Life != meta.Live || rec.Head == (scstore.Position{}) || !s.caughtUp(st) { // or it would go back
 		return plan{}, false
 	}
 	if r.facts.Fence != 0 || r.source != nil || r.target != nil || r.facts.Draining != nil || len(r.facts.Left) > 0 || r.v != nil || r.device != nil {

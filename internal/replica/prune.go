@@ -7,6 +7,10 @@ import (
 	"scstore/consensus/meta"
 )
 
+// caughtUp reports whether a state is not older than what was acted on before a restart: a
+// report of this start was applied to it.
+func (s *Set) caughtUp(st *meta.State) bool { return st.Reported(s.o.Disk)>>32 == s.o.Boot }
+
 // needless returns the positions that this host keeps and nobody needs: no root shows
 // them, this disk is not said to hold them nor may come to be said so by a report on its
 // way, no other copy is brought on from them, and they are not on their way into the
@@ -15,7 +19,7 @@ import (
 // held.
 func (s *Set) needless(r *Replica, g meta.GroupID, st *meta.State) (list []scstore.Position) {
 	marks := r.marks()
-	if len(marks) < 2 || st.Reported(s.o.Disk)>>32 != s.o.Boot {
+	if len(marks) < 2 || !s.caughtUp(st) {
 		return nil
 	}
 	need := r.need(st)
@@ -72,12 +76,15 @@ func (r *Replica) local() []scstore.Position {
 }
 
 // drop takes back the marks of positions that nobody needs, unless one of them came to be
-// needed here since. mu is held.
+// needed here since. The newest mark stays, whatever its position: it says what the head
+// shows (I7), and without it that would seem to be what the mark below shows. mu is held.
 func (r *Replica) drop(list []scstore.Position) {
-	if len(list) == 0 || r.table == nil {
+	marks := r.marks()
+	if len(list) == 0 || len(marks) == 0 {
 		return
 	}
-	need := append(r.local(), r.set.underWay(r.group, r.id, 0)...)
+	need := append(r.local(), marks[len(marks)-1])
+	need = append(need, r.set.underWay(r.group, r.id, 0)...)
 	for _, at := range list {
 		if slices.Contains(need, at) || !r.table.Marked(sealedTag(at)) {
 			continue

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -95,7 +96,6 @@ type testHost struct {
 	net    *testNet
 	blocks *block.Store
 	set    *Set
-	slow   time.Duration // before each entry is applied
 }
 
 func newTestHost(w *world, d meta.DiskID) *testHost {
@@ -108,10 +108,14 @@ func newTestHost(w *world, d meta.DiskID) *testHost {
 }
 
 // open starts the host: its state is empty, and follows the log from the beginning.
-func (h *testHost) open() {
+func (h *testHost) open() { h.openAt(0) }
+
+// openAt is open with only so many entries of the test group applied at first; 0: all.
+func (h *testHost) openAt(upTo int) {
 	h.w.t.Helper()
 	h.boot++
 	h.log = newTestLog(h)
+	h.log.hold(upTo)
 	for _, name := range []string{"data", "index"} {
 		if err := os.MkdirAll(filepath.Join(h.dir, name), 0o700); err != nil {
 			h.w.t.Fatal(err)
@@ -171,6 +175,26 @@ func (h *testHost) restart() {
 	h.w.t.Helper()
 	h.close()
 	h.open()
+}
+
+// restartAt restarts the host, which has then applied the log up to where the state was
+// first like this.
+func (h *testHost) restartAt(was func(st *meta.State) bool) {
+	h.w.t.Helper()
+	h.close()
+	st := meta.NewGroup(testGroup)
+	log := h.w.logs[testGroup]
+	log.mu.Lock()
+	entries := slices.Clone(log.entries)
+	log.mu.Unlock()
+	for n, c := range entries {
+		st.Apply(c)
+		if was(st) {
+			h.openAt(n + 1)
+			return
+		}
+	}
+	h.w.t.Fatal("the state was never like this")
 }
 
 // view looks at the host's state.

@@ -43,8 +43,9 @@ type testLog struct {
 	ctx    context.Context
 	wg     sync.WaitGroup
 
-	mu  sync.Mutex
-	off bool // no majority is reached
+	mu   sync.Mutex
+	off  bool // no majority is reached
+	upTo int  // how many of the test group's entries are applied; 0: all
 }
 
 // hostGroup is a host's state of a group.
@@ -91,6 +92,19 @@ func (l *testLog) cut() bool {
 	return l.off
 }
 
+// hold has only so many of the test group's entries applied, 0 all.
+func (l *testLog) hold(upTo int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.upTo = upTo
+}
+
+func (l *testLog) held(g *hostGroup, n int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return g == l.groups[testGroup] && l.upTo > 0 && n >= l.upTo
+}
+
 // follow applies a group's entries.
 func (l *testLog) follow(g *hostGroup) {
 	for n := 0; ; n++ {
@@ -98,7 +112,7 @@ func (l *testLog) follow(g *hostGroup) {
 			g.log.mu.Lock()
 			there, grown := len(g.log.entries) > n, g.log.grown
 			g.log.mu.Unlock()
-			if there && !l.cut() {
+			if there && !l.cut() && !l.held(g, n) {
 				break
 			}
 			select {
@@ -107,9 +121,6 @@ func (l *testLog) follow(g *hostGroup) {
 			case <-l.ctx.Done():
 				return
 			}
-		}
-		if l.h.slow > 0 {
-			pause(l.ctx, l.h.slow)
 		}
 		if l.ctx.Err() != nil {
 			return
