@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
+	"path/filepath"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -26,19 +27,49 @@ type index struct {
 var rootKey = []byte("root")
 
 const (
-	// indexMemtableBytes is badger's; it maps twice that at open.
-	indexMemtableBytes = 8 << 20
+	// indexMemtableBytes is badger's; it maps twice that at open. The index is one key.
+	indexMemtableBytes = 1 << 20
+	maxMemtableBytes   = 8 << 20 // of earlier releases
+	// indexValueBytes is what badger takes as a value within the table; it must be less
+	// than a seventh of the memtable.
+	indexValueBytes = 64 << 10
 	// indexOpenBytes must be free before badger is opened: on a full disk it dies
 	// of SIGBUS, which no Go program survives.
 	indexOpenBytes = 2*indexMemtableBytes + 64<<20
 )
 
 func openIndex(dir string) (*index, error) {
+	memtable, err := memtableBytes(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open index: %w", err)
+	}
+	return openIndexWith(dir, memtable)
+}
+
+// memtableBytes returns how large badger's memtable has to be: those that an earlier
+// release left in the folder are read again, and badger dies of one that is too large.
+func memtableBytes(dir string) (int64, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	if err != nil {
+		return 0, err
+	}
+	most := int64(indexMemtableBytes)
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			return 0, err
+		}
+		most = max(most, min(info.Size()/2, maxMemtableBytes)) // the file is twice as large
+	}
+	return most, nil
+}
+
+func openIndexWith(dir string, memtable int64) (*index, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
 	o := badger.DefaultOptions(dir).WithLogger(nil).WithSyncWrites(true).WithCompression(options.None).
-		WithDetectConflicts(false).WithNumVersionsToKeep(1).WithMemTableSize(indexMemtableBytes).
+		WithDetectConflicts(false).WithNumVersionsToKeep(1).WithMemTableSize(memtable).WithValueThreshold(indexValueBytes).
 		WithNumMemtables(2).WithNumCompactors(2).WithBlockCacheSize(0).WithIndexCacheSize(4 << 20).
 		WithMetricsEnabled(false).WithValueLogFileSize(4 << 20).
 		WithChecksumVerificationMode(options.OnTableAndBlockRead)

@@ -48,7 +48,7 @@ func (s *Store) page(r *run, index uint32, now bool) (page mapPage, ok bool, err
 	if g == nil {
 		return nil, false, errMoved
 	}
-	p := new(cachedPage)
+	p := newCachedPage()
 	off := int64(at.slot()) * scstore.BlockSize
 	if now {
 		if ok, err := g.file.ReadNowAt(p.data[:], off); err != nil || !ok {

@@ -77,7 +77,9 @@ func newSegment(store scstore.StoreID, id uint64, slots int, file disk.File) *se
 func (g *segment) begin(kind stream) {
 	g.stream = kind
 	for i := range g.sums {
-		g.sums[i].Store(&cachedPage{home: &g.sums[i]})
+		page := newCachedPage()
+		page.home = &g.sums[i]
+		g.sums[i].Store(page)
 	}
 }
 
@@ -115,7 +117,7 @@ func (g *segment) sumPage(cache *pageCache, slot int, now bool) (page *cachedPag
 	if p := cache.get(ref); p != nil {
 		return p, true, nil
 	}
-	p := new(cachedPage)
+	p := newCachedPage()
 	off := int64(g.tableSlot+slot/sumsPerPage) * scstore.BlockSize
 	if now {
 		if ok, err := g.file.ReadNowAt(p.data[:], off); err != nil || !ok {
