@@ -7,6 +7,8 @@ import (
 	"math"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"scstore"
 )
 
@@ -59,8 +61,11 @@ func (v *Volume) Seal(ctx context.Context, progress func(done, total int64)) (Ma
 	if err != nil {
 		return Manifest{}, fmt.Errorf("seal %s: %w", v.id, err)
 	}
-	if err = v.describe(ctx, &m, progress); err == nil {
-		err = v.Flush(ctx)
+	var both errgroup.Group // the disk is waited for while the processor hashes
+	both.Go(func() error { return v.Flush(ctx) })
+	both.Go(func() error { return v.describe(ctx, &m, progress) })
+	if err = both.Wait(); err == nil {
+		err = v.writable()
 	}
 	if err != nil {
 		v.leaves.forget()

@@ -130,7 +130,7 @@ type Where struct {
 	Copies    []CopyInfo       `json:"copies"`
 	OnlyBytes int64            `json:"only_bytes"` // at the owner alone, flushed or not
 	OnlyForMs int64            `json:"only_for_ms"`
-	Unknown   string           `json:"unknown,omitempty"` // why what the owner alone has is not known
+	Unknown   string           `json:"unknown,omitempty"` // why what the owner alone has is not known, or all of this may be old
 	Tether    *Tether          `json:"tether,omitempty"`
 	Branches  []string         `json:"branches,omitempty"` // NAME@diverged-FENCE
 	// CanSwitchOff says for each site with a copy whether it can be switched off now

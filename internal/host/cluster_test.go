@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -538,7 +539,7 @@ func TestSites_OwnerWithoutAMajorityServesItsVolumes(t *testing.T) {
 	if err != nil || !strings.HasPrefix(st.Cluster.Problem, "no majority in group 1 since ") {
 		t.Errorf("got %+v, %v", st.Cluster, err)
 	}
-	if w := a.mustGet(t, "v").Where; w.Here != "owner" {
+	if w := a.mustGet(t, "v").Where; w.Here != "owner" || !strings.Contains(w.Unknown, "may be old") || slices.ContainsFunc(w.CanSwitchOff, func(o api.SwitchOff) bool { return o.OK }) {
 		t.Errorf("got %+v", w)
 	}
 	limited, cancel := context.WithTimeout(ctx, time.Second)

@@ -75,6 +75,11 @@ func TestReasons_SayWhyASiteMustStay(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", site, got, want)
 		}
 	}
+	f.old = "it may be old"
+	if got := f.reasons("lon", somewhere(), w); len(got) != 1 || got[0] != f.old {
+		t.Errorf("of a state that may be old: %q", got)
+	}
+	f.old = ""
 	// Every kind of root has a reason.
 	for kind := meta.RootHead; kind <= meta.RootFork; kind++ {
 		f.exposed["lon"] = []meta.Exposure{{LastCopy: true, Root: meta.Root{Kind: kind}}}

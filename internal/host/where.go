@@ -21,9 +21,10 @@ type facts struct {
 	head     scstore.Position
 	replicas []meta.Replica
 	exposed  map[meta.SiteID][]meta.Exposure // of the sites that have any of it, if asked for
+	old      string                          // why the records may be old; empty if they are not
 }
 
-// facts reads them.
+// facts reads them, as this host knows them.
 func (c *clustered) facts(e entry, exposed bool) (f facts, err error) {
 	err = c.view(e.group, func(s *meta.State) {
 		f.tenure, _ = s.Holder(e.ID)
@@ -45,12 +46,30 @@ func (c *clustered) facts(e entry, exposed bool) (f facts, err error) {
 	return f, err
 }
 
+// mayBeOld brings what this host knows of a group up to date, or says why it can't.
+func (c *clustered) mayBeOld(ctx context.Context, g meta.GroupID) string {
+	if ctx.Value(forwardedKey{}) != nil {
+		return "" // who asked does it
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := c.log.Read(ctx, g, func(*meta.State) {}); err != nil {
+		return fmt.Sprintf("what is said here may be old: %v", err)
+	}
+	return ""
+}
+
 // where says what a volume's bytes hang on.
 func (c *clustered) where(ctx context.Context, e entry, ask bool) (*api.Where, error) {
+	old := ""
+	if ask {
+		old = c.mayBeOld(ctx, e.group)
+	}
 	f, err := c.facts(e, ask)
 	if err != nil {
 		return nil, err
 	}
+	f.old = old
 	hosts, err := c.hostsByDisk()
 	if err != nil {
 		return nil, err
@@ -62,6 +81,9 @@ func (c *clustered) where(ctx context.Context, e entry, ask bool) (*api.Where, e
 	alone, err := c.alone(ctx, e, f.tenure.Holder, ask)
 	if err != nil {
 		w.Unknown = fmt.Sprintf("host %s does not say what it alone has: %v", w.Owner, err)
+	}
+	if f.old != "" {
+		w.Unknown = f.old
 	}
 	w.OnlyBytes, w.OnlyForMs = alone.bytes, alone.age.Milliseconds()
 	if alone.missing > 0 {
@@ -122,6 +144,9 @@ func (f *facts) reasons(site meta.SiteID, hosts hostMap, w *api.Where) (list []s
 		if text := fmt.Sprintf(format, args...); !slices.Contains(list, text) {
 			list = append(list, text)
 		}
+	}
+	if f.old != "" {
+		add("%s", f.old)
 	}
 	for _, x := range f.exposed[site] {
 		if x.Writer {
