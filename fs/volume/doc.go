@@ -18,6 +18,8 @@
 //	   death of the process loses any of it.
 //	V6 A block whose newest content is at another host is never read as anything
 //	   else: what needs it fails with a *MissingError.
+//	V7 A digest that comes from memory (SealedDigest) is of a seal that succeeded, and of
+//	   the last one that changed the span, which is not after the position asked for.
 //
-// Lock order: Volume.sealing, Volume.seal, then Volume.ragged.
+// Lock order: Volume.sealing, Volume.seal, then Volume.ragged; leafCache.mu is a leaf.
 package volume

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"sync"
 	"sync/atomic"
 
 	"scstore"
@@ -15,22 +16,40 @@ var leafSpans atomic.Int64
 
 // leafCache remembers the leaves of spans as the last seal saw them. A seal then reads and
 // hashes the blocks that changed since, not the MiBs around them. It is used by one
-// goroutine at a time; nil remembers nothing.
+// goroutine at a time, but for digest, which any may call; nil remembers nothing.
 type leafCache struct {
-	spans map[uint64]*spanLeaves
+	mu    sync.Mutex // guards spans, and what they say beside their leaves
+	spans map[uint64]*knownSpan
 }
 
-// get returns what is remembered of a span, to be changed in place; nil for nothing.
-func (c *leafCache) get(span uint64) *spanLeaves {
+// knownSpan is what is remembered of a span.
+type knownSpan struct {
+	leaves spanLeaves       // of who seals
+	at     scstore.Position // of the last epoch that changed it
+	sum    scstore.Digest   // of the span since then
+}
+
+// get returns what is remembered of a span, whose leaves are to be changed in place; nil
+// for nothing.
+func (c *leafCache) get(span uint64) *knownSpan {
 	if c == nil {
 		return nil
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	return c.spans[span]
 }
 
-// put remembers a span. Where there is no room another one of this volume goes.
-func (c *leafCache) put(span uint64, l *spanLeaves) {
+// note says what the digest of a span is from an epoch on, and remembers the span if it is
+// fresh. Where there is no room another one of this volume goes.
+func (c *leafCache) note(span uint64, k *knownSpan, fresh bool, at scstore.Position, sum scstore.Digest) {
 	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k.at, k.sum = at, sum
+	if !fresh {
 		return
 	}
 	if leafSpans.Add(1) > MaxLeafSpans {
@@ -44,13 +63,27 @@ func (c *leafCache) put(span uint64, l *spanLeaves) {
 		}
 	}
 	if c.spans == nil {
-		c.spans = map[uint64]*spanLeaves{}
+		c.spans = map[uint64]*knownSpan{}
 	}
-	c.spans[span] = l
+	c.spans[span] = k
+}
+
+// digest returns the digest of a span at a position that a seal which succeeded has given:
+// what the last epoch left that changed the span, if that is not a later one.
+func (c *leafCache) digest(span uint64, at scstore.Position) (scstore.Digest, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.spans[span]
+	if k == nil || k.at.Compare(at) > 0 {
+		return scstore.Digest{}, false
+	}
+	return k.sum, true
 }
 
 // forget forgets all. After that what was remembered of a seal that failed can do no harm.
 func (c *leafCache) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	leafSpans.Add(-int64(len(c.spans)))
 	c.spans = nil
 }

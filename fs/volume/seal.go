@@ -127,7 +127,8 @@ func (v *Volume) describe(ctx context.Context, m *Manifest, progress func(done, 
 		return err
 	}
 	chain := append([]Reader{view}, v.chain[1:]...)
-	m.Root, err = digestExtents(ctx, chain, m.SizeBytes, m.Extents, &v.leaves, progress)
+	h := spanHasher{chain: chain, sizeBytes: m.SizeBytes, cache: &v.leaves, at: m.Position}
+	m.Root, err = h.root(ctx, m.Extents, progress)
 	return err
 }
 
@@ -197,7 +198,8 @@ func ChangedBytes(ctx context.Context, t Changes, from, to scstore.Tag) (bytes i
 // that the chain shows, nearest first: what the manifest of an epoch that changed them
 // would have. Errors: ErrCorrupt, a *MissingError.
 func DigestExtents(ctx context.Context, chain []Reader, sizeBytes int64, extents []scstore.Extent) (scstore.Digest, error) {
-	return digestExtents(ctx, chain, sizeBytes, extents, nil, func(int64, int64) {})
+	h := spanHasher{chain: chain, sizeBytes: sizeBytes}
+	return h.root(ctx, extents, func(int64, int64) {})
 }
 
 // Digest returns the root over all spans of the volume that hold data, as the
@@ -216,19 +218,38 @@ func (v *Volume) Digest(ctx context.Context, progress func(done, total int64)) (
 	}); err != nil {
 		return scstore.Digest{}, fmt.Errorf("digest %s: %w", v.id, err)
 	}
-	d, err := digestExtents(ctx, v.chain, v.Size(), extents, nil, progress)
+	h := spanHasher{chain: v.chain, sizeBytes: v.Size()}
+	d, err := h.root(ctx, extents, progress)
 	if err != nil {
 		return scstore.Digest{}, fmt.Errorf("digest %s: %w", v.id, err)
 	}
 	return d, nil
 }
 
-// digestExtents hashes the spans that the extents touch. A span that holds only
-// zeros is left out, so that the root does not depend on how zeros are stored. What the
-// cache has is the content without what the extents name.
-func digestExtents(ctx context.Context, chain []Reader, sizeBytes int64, extents []scstore.Extent, cache *leafCache, progress func(done, total int64)) (scstore.Digest, error) {
-	h := spanHasher{chain: chain, blocks: uint64(sizeBytes) / scstore.BlockSize, cache: cache, buf: make([]byte, SpanBlocks*scstore.BlockSize)}
-	root := newRootHash(sizeBytes)
+// SealedDigest returns the digest of a span at a position that this Volume has sealed, if
+// a seal that is remembered made it: then nobody has to read and hash the span again. It
+// is what DigestSpan returns of a view of that position.
+func (v *Volume) SealedDigest(number uint64, at scstore.Position) (scstore.Digest, bool) {
+	if at.Compare(v.Head()) > 0 {
+		return scstore.Digest{}, false // the seal is under way, and may fail
+	}
+	return v.leaves.digest(number, at)
+}
+
+// spanHasher hashes spans.
+type spanHasher struct {
+	chain     []Reader
+	sizeBytes int64            // of the volume
+	cache     *leafCache       // what it has is the content without what the extents name; nil for none
+	at        scstore.Position // of the content, for the cache
+	buf       []byte
+}
+
+// root hashes the spans that the extents touch. A span that holds only zeros is left out,
+// so that the root does not depend on how zeros are stored.
+func (h *spanHasher) root(ctx context.Context, extents []scstore.Extent, progress func(done, total int64)) (scstore.Digest, error) {
+	h.buf = make([]byte, SpanBlocks*scstore.BlockSize)
+	root := newRootHash(h.sizeBytes)
 	var total, done int64
 	for _, e := range extents {
 		total += int64(e.Count) * scstore.BlockSize
@@ -258,39 +279,29 @@ func digestExtents(ctx context.Context, chain []Reader, sizeBytes int64, extents
 	return root.sum(), nil
 }
 
-// spanHasher hashes spans.
-type spanHasher struct {
-	chain  []Reader
-	blocks uint64 // of the volume
-	cache  *leafCache
-	buf    []byte
-}
-
 // digest returns the digest of a span of which parts were written since the cache saw it.
 func (h *spanHasher) digest(span uint64, parts []scstore.Extent) (scstore.Digest, error) {
 	first := scstore.BlockIndex(span * SpanBlocks)
-	if known := h.cache.get(span); known != nil {
-		for _, e := range parts {
-			p, err := h.read(e)
-			if err != nil {
-				return scstore.Digest{}, err
-			}
-			known.set(int(e.First-first), p)
+	known, fresh := h.cache.get(span), false
+	if known == nil {
+		known, fresh = &knownSpan{leaves: leavesOf(nil)}, true
+		parts = []scstore.Extent{{First: first, Count: SpanBlocks}}
+	}
+	for _, e := range parts {
+		p, err := h.read(e)
+		if err != nil {
+			return scstore.Digest{}, err
 		}
-		return known.fold(), nil
+		known.leaves.set(int(e.First-first), p)
 	}
-	p, err := h.read(scstore.Extent{First: first, Count: SpanBlocks})
-	if err != nil {
-		return scstore.Digest{}, err
-	}
-	leaves := leavesOf(p)
-	h.cache.put(span, &leaves)
-	return leaves.fold(), nil
+	sum := known.leaves.fold()
+	h.cache.note(span, known, fresh, h.at, sum)
+	return sum, nil
 }
 
 // read reads blocks, as far as the volume goes.
 func (h *spanHasher) read(e scstore.Extent) ([]byte, error) {
-	e = e.Clamp(scstore.Extent{Count: h.blocks})
+	e = e.Clamp(scstore.Extent{Count: uint64(h.sizeBytes) / scstore.BlockSize})
 	p := h.buf[:e.Count*scstore.BlockSize]
 	pieces, _, err := readChain(h.chain, e, p, nil, false)
 	if err == nil {

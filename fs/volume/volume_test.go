@@ -236,6 +236,88 @@ func TestVolume_SealReadsWhatChangedAndNotTheMiBsAroundIt(t *testing.T) {
 	}
 }
 
+// TestVolume_SealedDigestIsThatOfTheContent seals at random, some of it without success, and
+// compares what is remembered with what every kept position holds.
+func TestVolume_SealedDigestIsThatOfTheContent(t *testing.T) {
+	d := crashdisk.New(crashdisk.Options{Seed: 1})
+	s := openStore(t, d, t.TempDir())
+	defer s.Close()
+	const size = 8 << 20
+	tab, err := s.Create(block.CreateOptions{ID: id(1), SizeBytes: size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("broken")
+	fails := &failing{table: table{tab}}
+	start := scstore.Position{Fence: 3, Epoch: 10}
+	v, err := volume.Open(volume.Options{ID: tab.ID(), Table: fails, Fence: 4, Head: start})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	m := &model{t, rand.New(rand.NewPCG(6, 6)), v, make([]byte, size)}
+	last := make([]scstore.Position, size>>20) // that changed each span
+	content := map[scstore.Position][]byte{}
+	hits := 0
+	for round := range 12 {
+		fails.err = nil
+		for range 1 + m.rng.IntN(3) {
+			m.step()
+		}
+		if round%4 == 3 {
+			fails.err = broken
+		}
+		got, err := v.Seal(t.Context(), nil)
+		if !errors.Is(err, fails.err) {
+			t.Fatal(err)
+		}
+		if err == nil {
+			content[got.Position] = bytes.Clone(m.data)
+			for _, e := range got.Extents {
+				for b := e.First; b < e.End(); b++ {
+					last[b/volume.SpanBlocks] = got.Position
+				}
+			}
+		}
+		for span := range uint64(size >> 20) {
+			if _, ok := v.SealedDigest(span, start); ok {
+				t.Fatalf("span %d: known before the first seal", span)
+			}
+			if _, ok := v.SealedDigest(span, scstore.Position{Fence: 4, Epoch: v.Head().Epoch + 1}); ok {
+				t.Fatalf("span %d: known at a position that was not sealed", span)
+			}
+			for at, p := range content {
+				sum, ok := v.SealedDigest(span, at)
+				if !ok {
+					if err == nil && last[span] == got.Position && at == got.Position {
+						t.Fatalf("span %d is not known at %s, which changed it", span, at)
+					}
+					continue
+				}
+				if hits++; sum != volume.SpanDigest(p[span<<20:(span+1)<<20]) {
+					t.Fatalf("round %d: span %d at %s: digest of something else", round, span, at)
+				}
+			}
+		}
+	}
+	if hits == 0 {
+		t.Error("nothing was remembered")
+	}
+}
+
+// failing is a table whose Sync fails, if err is set.
+type failing struct {
+	table
+	err error
+}
+
+func (f *failing) Sync(ctx context.Context) error {
+	if f.err != nil {
+		return f.err
+	}
+	return f.table.Sync(ctx)
+}
+
 func TestVolume_SealNamesWhatChanged(t *testing.T) {
 	s := openStore(t, crashdisk.New(crashdisk.Options{Seed: 1}), t.TempDir())
 	defer s.Close()
