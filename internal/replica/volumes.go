@@ -47,7 +47,7 @@ func (s *Set) offer(ctx context.Context, m wire.ManifestRequest) (propagate.Offe
 	}
 	from, known := s.between(r, m.From)
 	r.mu.Lock()
-	t, marks := r.table, r.marks()
+	t, marks, owner := r.table, r.marks(), r.v
 	whole := t != nil && r.facts.holds(m.To)
 	r.mu.Unlock()
 	if !whole {
@@ -57,7 +57,7 @@ func (s *Set) offer(ctx context.Context, m wire.ManifestRequest) (propagate.Offe
 	if err != nil {
 		return propagate.Offer{}, nil, err
 	}
-	o := propagate.Offer{Request: m, SizeBytes: t.SizeBytes(), Digest: v.DigestSpan, Root: root}
+	o := propagate.Offer{Request: m, SizeBytes: t.SizeBytes(), Digest: digests(owner, v, m.To), Root: root}
 	window := m.Window.Clamp(blocksOf(t))
 	switch {
 	case window.Count == 0:
@@ -71,6 +71,20 @@ func (s *Set) offer(ctx context.Context, m wire.ManifestRequest) (propagate.Offe
 		return o, nil, err
 	}
 	return o, release, nil
+}
+
+// digests returns the digests of the spans of a view at a position. Those that the owner's
+// seals left in memory are not made again; a wrong one would fail the copy, which verifies
+// what it gets against them.
+func digests(owner, view *volume.Volume, at scstore.Position) func(number uint64) (scstore.Digest, error) {
+	return func(number uint64) (scstore.Digest, error) {
+		if owner != nil {
+			if d, ok := owner.SealedDigest(number, at); ok {
+				return d, nil
+			}
+		}
+		return view.DigestSpan(number)
+	}
 }
 
 // between returns a position that is marked here and from which everything that changed
