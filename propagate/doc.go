@@ -6,8 +6,8 @@
 // Jump is the receiver's core for one jump of one window of a volume from one
 // position to another, and has no clock, goroutine, disk or network of its own: it
 // is told what came and says what to ask, what to keep and what to verify. Fetch is
-// the shell around it: it asks several hosts at a time. Offer and Answerer are the
-// sender's side, and Serve the shell around them.
+// the shell around it: it asks several hosts at a time, and goes through a volume window
+// by window. Offer and Answerer are the sender's side, and Serve the shell around them.
 //
 // Invariants:
 //
@@ -17,7 +17,9 @@
 //	   with the same block keep it once
 //	I3 a span that fails to verify is asked again without a base, then whole, and
 //	   then the jump fails: nothing is tried for ever
-//	I4 blocks asked for and not yet here, over all requests, stay within
+//	I4 blocks of a window asked for and not yet here, over all requests, stay within
 //	   MaxInFlightBlocks
-//	I5 memory is bounded by the window: about 150 bytes a touched span (1 MiB)
+//	I5 memory is bounded by the window: about 150 bytes a touched span (1 MiB); a fetch
+//	   has two windows at a time
+//	I6 a fetch is done only if every window of it is
 package propagate

@@ -8,9 +8,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"go.uber.org/goleak"
 
@@ -25,18 +27,35 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type library struct {
 	from, to *content
 	changed  []scstore.Extent
-	request  wire.ManifestRequest // that it can answer
+	request  wire.ManifestRequest // that it can answer, for any window
+	offered  func(window scstore.Extent) error
+	opened   func() // both are called for each request, if set
 }
 
 func (l *library) Offer(_ context.Context, m wire.ManifestRequest) (propagate.Offer, func(), error) {
-	if m != l.request {
+	if l.offered != nil {
+		if err := l.offered(m.Window); err != nil {
+			return propagate.Offer{}, nil, err
+		}
+	}
+	want := l.request
+	if want.Window = m.Window; m != want {
 		return propagate.Offer{}, nil, fmt.Errorf("offer: %w", scstore.ErrNotFound)
 	}
+	var changed []scstore.Extent
+	for _, e := range l.changed {
+		if e = e.Clamp(m.Window); e.Count > 0 {
+			changed = append(changed, e)
+		}
+	}
 	digest := func(number uint64) (scstore.Digest, error) { return spanDigest(l.to.bytes, number), nil }
-	return propagate.Offer{Request: m, SizeBytes: int64(len(l.to.bytes)), Changed: l.changed, Digest: digest, Root: root}, func() {}, nil
+	return propagate.Offer{Request: m, SizeBytes: int64(len(l.to.bytes)), Changed: changed, Digest: digest, Root: root}, func() {}, nil
 }
 
 func (l *library) Open(_ context.Context, _ scstore.VolumeID, p scstore.Position) (propagate.Reader, func(), error) {
+	if l.opened != nil {
+		l.opened()
+	}
 	switch p {
 	case l.request.From:
 		return l.from, func() {}, nil
@@ -157,7 +176,7 @@ func newFetchWorld(t *testing.T, seed uint64, sources int) *fetchWorld {
 	w.o = propagate.FetchOptions{Jump: o, Stage: w.stage, Base: &content{bytes: w.old}, Digest: w.stage.digest, Streams: 3}
 	for i := range sources {
 		l := &library{from: &content{bytes: w.old}, to: &content{bytes: w.next}, changed: w.changed}
-		l.request = wire.ManifestRequest{Volume: o.Volume, From: o.From, To: o.To, Window: o.Window}
+		l.request = wire.ManifestRequest{Volume: o.Volume, From: o.From, To: o.To}
 		s := &source{t: t, lib: l, rng: rand.New(rand.NewPCG(seed, uint64(i)))}
 		w.sources = append(w.sources, s)
 		w.o.Sources = append(w.o.Sources, s)
@@ -173,6 +192,7 @@ func newFetchWorld(t *testing.T, seed uint64, sources int) *fetchWorld {
 func TestFetch_GoesOnWhenSourcesFail(t *testing.T) {
 	for seed := range uint64(20) {
 		w := newFetchWorld(t, seed, 4)
+		w.o.WindowBlocks = propagate.SpanBlocks * int(seed%3) // three windows, two, or one
 		w.sources[0].dead = syscall.ECONNREFUSED
 		w.sources[1].cuts = 70
 		w.sources[2].lib.to = &content{bytes: w.next, absent: map[scstore.BlockIndex]bool{5: true, 60: true, 700: true}}
@@ -195,7 +215,8 @@ func TestFetch_DoesNotAskForWhatIsStaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.o.Staged = func(changed []scstore.Extent) []scstore.Extent { return changed }
+	w.o.WindowBlocks = propagate.SpanBlocks
+	w.o.Staged = func(window scstore.Extent) ([]scstore.Extent, error) { return []scstore.Extent{window}, nil }
 	again, err := propagate.Fetch(t.Context(), w.o)
 	if err != nil {
 		t.Fatal(err)
@@ -205,12 +226,52 @@ func TestFetch_DoesNotAskForWhatIsStaged(t *testing.T) {
 	}
 }
 
+// TestFetch_AsksForTheNextManifestWhileBlocksCome has a source that answers for blocks only
+// once it was asked for all manifests: the source hashes for each of them, for seconds.
+func TestFetch_AsksForTheNextManifestWhileBlocksCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newFetchWorld(t, 1, 1)
+		w.o.WindowBlocks = 2 * propagate.SpanBlocks // and the rest
+		asked := make(chan struct{})
+		lib := w.sources[0].lib
+		var windows []scstore.Extent
+		lib.offered = func(window scstore.Extent) error {
+			if windows = append(windows, window); len(windows) == 2 {
+				close(asked)
+			}
+			return nil
+		}
+		lib.opened = func() { <-asked }
+		p, err := propagate.Fetch(t.Context(), w.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(w.stage.bytes, w.next) || p.Verified != p.Spans || p.Blocks != p.Staged {
+			t.Errorf("fetched, and the content is not the new one: %+v", p)
+		}
+		const span = propagate.SpanBlocks
+		if want := []scstore.Extent{{First: 0, Count: 2 * span}, {First: 2 * span, Count: 5 * span}}; !slices.Equal(windows, want) {
+			t.Errorf("windows %v, want %v", windows, want)
+		}
+	})
+}
+
 func TestFetch_SaysWhyItDoesNotEnd(t *testing.T) {
 	full := errors.New("no room")
 	for name, c := range map[string]struct {
 		hurt func(w *fetchWorld, cancel context.CancelCauseFunc)
 		want error
 	}{
+		"nobody there after the first window": {func(w *fetchWorld, _ context.CancelCauseFunc) {
+			w.o.WindowBlocks = propagate.SpanBlocks
+			w.sources[0].dead = syscall.EHOSTDOWN
+			w.sources[1].lib.offered = func(window scstore.Extent) error {
+				if window.First > 0 {
+					return scstore.ErrNotFound
+				}
+				return nil
+			}
+		}, syscall.EHOSTDOWN},
 		"nobody there": {func(w *fetchWorld, _ context.CancelCauseFunc) {
 			w.sources[0].dead, w.sources[1].dead = syscall.EHOSTDOWN, syscall.EHOSTDOWN
 		}, syscall.EHOSTDOWN},
@@ -220,6 +281,21 @@ func TestFetch_SaysWhyItDoesNotEnd(t *testing.T) {
 				s.lib.to = &content{bytes: w.next, absent: map[scstore.BlockIndex]bool{w.changed[2].First: true}}
 			}
 		}, scstore.ErrNotFound},
+		"nobody has a block of a later window": {func(w *fetchWorld, _ context.CancelCauseFunc) {
+			w.o.WindowBlocks = propagate.SpanBlocks
+			for _, s := range w.sources {
+				s.lib.to = &content{bytes: w.next, absent: map[scstore.BlockIndex]bool{w.changed[len(w.changed)-1].First: true}}
+			}
+		}, scstore.ErrNotFound},
+		"what is staged can't be told": {func(w *fetchWorld, _ context.CancelCauseFunc) {
+			w.o.WindowBlocks = propagate.SpanBlocks
+			w.o.Staged = func(window scstore.Extent) ([]scstore.Extent, error) {
+				if window.First > 0 {
+					return nil, full
+				}
+				return nil, nil
+			}
+		}, full},
 		"wrong bytes": {func(w *fetchWorld, _ context.CancelCauseFunc) {
 			digest := w.o.Digest
 			w.o.Digest = func(number uint64) (d scstore.Digest, err error) {

@@ -103,7 +103,7 @@ type request struct {
 	absent map[int]*bitmap // by span index: what the source has not got
 }
 
-// Progress says how far a jump is.
+// Progress says how far a jump is, or the windows of a fetch that were begun.
 type Progress struct {
 	Blocks   uint64 // to be fetched
 	Staged   uint64 // of those, here
@@ -111,6 +111,14 @@ type Progress struct {
 	Spans    int    // touched
 	Verified int    // of those
 	Again    int    // spans that had to be fetched again
+}
+
+// plus adds what another window has.
+func (p Progress) plus(q Progress) Progress {
+	return Progress{
+		Blocks: p.Blocks + q.Blocks, Staged: p.Staged + q.Staged, Payload: p.Payload + q.Payload,
+		Spans: p.Spans + q.Spans, Verified: p.Verified + q.Verified, Again: p.Again + q.Again,
+	}
 }
 
 // NewJump begins a jump; the manifest comes next. Errors: ErrInvalid.

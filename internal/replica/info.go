@@ -61,7 +61,7 @@ type Tether struct {
 // Jumping is a copy on its way to another position.
 type Jumping struct {
 	To             scstore.Position
-	Blocks, Staged uint64 // of the window under way
+	Blocks, Staged uint64 // as far as manifests have come
 }
 
 // Info describes a volume. Errors: ErrNotFound.

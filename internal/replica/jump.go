@@ -13,7 +13,6 @@ import (
 	"scstore/fs/volume"
 	"scstore/propagate"
 	"scstore/propagate/quicnet"
-	"scstore/propagate/wire"
 )
 
 // copySpan is how many blocks are copied at a time within a table: 1 MiB.
@@ -320,7 +319,9 @@ func (s *Set) runJump(ctx context.Context, r *Replica, j *jump, p plan) error {
 	defer done()
 	t := head.table
 	o := propagate.FetchOptions{
+		Jump:  propagate.JumpOptions{Volume: r.id, From: p.from, To: p.to, Window: blocksOf(t), Root: root},
 		Stage: staging{j, t}, Base: base, Digest: head.DigestSpan,
+		Staged: func(window scstore.Extent) ([]scstore.Extent, error) { return r.stagedIn(ctx, t, p.from, window) },
 		Progress: func(got propagate.Progress) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -330,16 +331,8 @@ func (s *Set) runJump(ctx context.Context, r *Replica, j *jump, p plan) error {
 	for _, disk := range p.holders[:min(len(p.holders), propagate.MaxSources)] {
 		o.Sources = append(o.Sources, peer{s, disk, quicnet.ClassAsync})
 	}
-	for window := range parts(blocksOf(t), wire.MaxWindowBlocks) {
-		o.Jump = propagate.JumpOptions{Volume: r.id, From: p.from, To: p.to, Window: window, Root: root}
-		staged, err := r.stagedIn(ctx, t, p.from, window)
-		if err != nil {
-			return err
-		}
-		o.Staged = func(changed []scstore.Extent) []scstore.Extent { return intersect(changed, staged) }
-		if _, err := propagate.Fetch(ctx, o); err != nil {
-			return err
-		}
+	if _, err := propagate.Fetch(ctx, o); err != nil {
+		return err
 	}
 	return r.arrive(j, p.to)
 }
