@@ -18,11 +18,12 @@
 //	I5 a position's number is used once: what was sealed and is not known to be in the
 //	   history is proposed again as it is (Facts.Pending)
 //	I6 a version is dropped only if nothing needs it (prune), and neither that nor a jump
-//	   happens before a report of this start was applied: the log that is read again
-//	   passes through what was so before
+//	   happens, nor is what was kept of a lost fence given up, before a report of this
+//	   start was applied: the log that is read again passes through what was so before
 //	I7 what follows a position is written to the table while its head shows that position
 //	   (headAt): that of the newest mark, which therefore stays even if nobody needs its
-//	   position, unless facts.Jump says that something is above it
+//	   position, unless facts.Jump says that something is above it. That is on disk before
+//	   anything is written there, and goes only when what is there is durable
 //
 // Lock order: the log's, within View; Replica.mu; moves.mu; then that of a hand-off, or
 // Set.mu. None is held while the network or the log is waited for; Replica.mu is held over

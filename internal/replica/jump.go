@@ -11,6 +11,7 @@ import (
 	"scstore/consensus/meta"
 	"scstore/fs/block"
 	"scstore/fs/volume"
+	"scstore/internal/invariant"
 	"scstore/propagate"
 	"scstore/propagate/quicnet"
 )
@@ -97,15 +98,44 @@ func (r *Replica) settle(at scstore.Position) error {
 	return err
 }
 
+// settleToWrite is settle for an owner, who writes from there on: once the facts are
+// written without a jump, a restart takes what is above the mark for its own. If the head
+// went back by copying, that is durable before, and the next epoch has it, too. mu is held.
+func (r *Replica) settleToWrite(at scstore.Position) error {
+	if err := r.settle(at); err != nil || r.facts.Jump == nil {
+		return err
+	}
+	if err := r.unmarkJumps(); err != nil {
+		return err
+	}
+	return r.table.Sync(context.Background())
+}
+
 // headAt reports whether the table's head is what the mark of a position shows: what
 // settle leaves. mu is held.
 func (r *Replica) headAt(at scstore.Position) bool {
 	if j := r.facts.Jump; j != nil {
-		return j.From == at && j.To == scstore.Position{} && r.table.Marked(jumpTag(at))
+		if j.From != at || j.To != (scstore.Position{}) || !r.table.Marked(jumpTag(at)) {
+			return false
+		}
+		above, err := r.above(jumpTag(at))
+		return !above && err == nil // a mark that a crash brought back has what was staged since above it
 	}
 	marks := r.marks()
 	n := len(marks)
-	return n == 0 && at == scstore.Position{} || n > 0 && marks[n-1] == at
+	ok := n == 0 && at == scstore.Position{} || n > 0 && marks[n-1] == at
+	if invariant.Enabled && ok && n > 0 {
+		above, err := r.above(sealedTag(at))
+		invariant.Check(!above || err != nil, "volume %s: the head is not what the newest mark, of %s, shows (I7): %+v, marks %v", r.id, at, r.facts, marks)
+	}
+	return ok
+}
+
+// above reports whether the table's head holds more than a mark shows. The zero tag is the
+// table's beginning. mu is held.
+func (r *Replica) above(tag scstore.Tag) (bool, error) {
+	list, err := r.table.Changed(r.set.ctx, tag, scstore.Tag{}, 0, 1)
+	return len(list) > 0, err
 }
 
 // errRevert says that the head goes back by copying alone.
@@ -125,7 +155,7 @@ func (r *Replica) rollBack(at scstore.Position) error {
 		left := slices.ContainsFunc(r.facts.Left, func(l Leftover) bool { return l.Head == p })
 		return left || r.facts.holds(p)
 	})
-	if r.facts.Jump == nil || r.facts.Jump.To != (scstore.Position{}) || r.facts.Jump.From != at {
+	if r.unsaved || r.facts.Jump == nil || r.facts.Jump.To != (scstore.Position{}) || r.facts.Jump.From != at {
 		r.facts.Jump = &JumpFacts{From: at}
 		if err := r.save(); err != nil {
 			return err
@@ -257,12 +287,13 @@ func (r *Replica) makeTable(size int64, base scstore.VolumeID, baseAt scstore.Po
 		o.BaseMark = sealedTag(baseAt)
 	}
 	t, err := r.set.o.Blocks.Create(o)
-	if err != nil {
-		return err
+	if errors.Is(err, scstore.ErrExists) { // of an attempt that did not end
+		t, err = r.set.o.Blocks.Table(r.id)
 	}
-	// The mark of the zero position is where the table begins: what a jump from nothing
-	// goes back to.
-	if err := t.Mark(sealedTag(scstore.Position{})); err != nil {
+	if err == nil {
+		err = markBeginning(t)
+	}
+	if err != nil {
 		return err
 	}
 	if err := t.Sync(context.Background()); err != nil {
@@ -270,6 +301,15 @@ func (r *Replica) makeTable(size int64, base scstore.VolumeID, baseAt scstore.Po
 	}
 	r.table = t
 	return nil
+}
+
+// markBeginning marks where an empty table begins, the zero position: what a jump from
+// nothing goes back to.
+func markBeginning(t *block.Table) error {
+	if len(t.Marks()) > 0 {
+		return nil
+	}
+	return t.Mark(sealedTag(scstore.Position{}))
 }
 
 // startJump jumps in the background.
@@ -295,6 +335,7 @@ func (s *Set) startJump(r *Replica, p plan) {
 		} else if !stopped && ctx.Err() == nil {
 			if errors.Is(err, scstore.ErrCorrupt) && r.facts.Jump != nil {
 				r.facts.Jump.To = scstore.Position{} // what is staged is not trusted
+				_ = r.save()                         // tried again with the next
 			}
 			r.failed()
 			s.log.Warn("a copy did not get to the next position", "volume", r.id, "from", p.from.String(), "to", p.to.String(), "err", err)
@@ -362,7 +403,9 @@ func (r *Replica) stage(j *jump, p plan) (base propagate.Reader, head stagedTabl
 		if errors.Is(err, errRevert) { // it takes long: the review goes on meanwhile
 			t := r.table
 			r.mu.Unlock()
-			err = r.revertTo(r.set.ctx, t, p.from, j.do)
+			if err = r.revertTo(r.set.ctx, t, p.from, j.do); err == nil {
+				err = t.Sync(context.Background()) // the facts are about to say that only what is staged is above
+			}
 			r.mu.Lock()
 		}
 		if err == nil && r.jump != j {
@@ -372,6 +415,8 @@ func (r *Replica) stage(j *jump, p plan) (base propagate.Reader, head stagedTabl
 			return nil, head, nil, err
 		}
 		r.facts.Jump = &JumpFacts{From: p.from, To: p.to}
+	}
+	if !resumed || r.unsaved {
 		if err := r.save(); err != nil {
 			return nil, head, nil, err
 		}

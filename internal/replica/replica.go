@@ -180,14 +180,9 @@ func (r *Replica) adopt(fence scstore.Fence, start scstore.Position) error {
 	}
 	if r.facts.Fence == 0 {
 		r.stopJump()
-		err := r.settle(start)
-		if err == nil {
-			err = r.unmarkJumps()
-		}
-		if err != nil {
+		if err := r.settleToWrite(start); err != nil {
 			return fmt.Errorf("own volume %s: %w", r.id, err)
 		}
-		r.facts.Jump = nil // if the head went back by copying, the next epoch has that, too
 	}
 	old := r.facts
 	r.facts.Fence, r.facts.Head, r.facts.Pending, r.facts.Draining = fence, start, nil, nil
@@ -249,8 +244,7 @@ func (r *Replica) written(at scstore.Position) (bool, error) {
 			return true, nil
 		}
 	}
-	list, err := r.table.Changed(r.set.ctx, tag, scstore.Tag{}, 0, 1)
-	return len(list) > 0, err
+	return r.above(tag)
 }
 
 // openDevice makes the device of a tenure, with its gate. mu is held.

@@ -166,10 +166,21 @@ func (r *Replica) endRollBack(j *jump, head scstore.Position, err error) error {
 	if err == nil || r.facts.Head != head || r.facts.Jump == nil || r.facts.Fence == 0 {
 		return err
 	}
-	if failed := r.settle(head); failed != nil {
+	if failed := r.undoRollBack(); failed != nil {
 		err = scstore.Hint(errors.Join(err, failed), "restart this host: the volume is then as it was before the rollback")
 		r.set.log.Error("a rollback failed, and the volume is not served until a restart", "volume", r.id, "err", err)
 		r.dropDevice(err)
 	}
 	return err
+}
+
+// undoRollBack has the table's head go back to where a rollback began. The facts say so
+// before anything is written above it: else the next start would take that back, too. mu is
+// held.
+func (r *Replica) undoRollBack() error {
+	if err := r.settleToWrite(r.facts.Head); err != nil {
+		return err
+	}
+	r.facts.Jump = nil
+	return r.save()
 }

@@ -145,6 +145,11 @@ func (r *Replica) load() error {
 		return err
 	}
 	r.table = t
+	if r.facts.Head == (scstore.Position{}) && r.facts.Fence == 0 && !r.facts.Creating { // a crash may have come right after it was made
+		if err := markBeginning(t); err != nil { // the next start tries again
+			r.set.log.Warn("an empty table is of no use", "volume", r.id, "err", err)
+		}
+	}
 	r.facts.Holds = slices.DeleteFunc(r.facts.Holds, func(at scstore.Position) bool { return !t.Marked(sealedTag(at)) })
 	if at := r.facts.Partial; at != (scstore.Position{}) && !t.Marked(sealedTag(at)) {
 		r.facts.Partial = scstore.Position{}
@@ -158,7 +163,7 @@ func (r *Replica) load() error {
 		r.facts.Jump = nil
 	}
 	if r.facts.Fence != 0 && r.facts.Jump != nil { // of a rollback that did not come to its end
-		if err := r.settle(r.facts.Head); err != nil {
+		if err := r.undoRollBack(); err != nil {
 			return err
 		}
 	}

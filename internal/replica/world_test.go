@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"scstore"
 	"scstore/consensus/meta"
 	"scstore/fs/block"
 	"scstore/fs/block/disk"
@@ -175,6 +176,30 @@ func (h *testHost) restart() {
 	h.w.t.Helper()
 	h.close()
 	h.open()
+}
+
+// killAt restarts the host with what kill -9 leaves of it now: files as they are, without
+// what its store has yet to put into them. It has then applied so many entries; 0: all.
+func (h *testHost) killAt(upTo int) {
+	h.w.t.Helper()
+	left := h.w.t.TempDir()
+	if err := os.CopyFS(left, os.DirFS(h.dir)); err != nil {
+		h.w.t.Fatal(err)
+	}
+	h.close()
+	h.dir = left
+	h.openAt(upTo)
+}
+
+// failFacts has the host's attempts to write down what it knows of a volume fail, until
+// mend is called.
+func (h *testHost) failFacts(id scstore.VolumeID) (mend func()) {
+	h.w.t.Helper()
+	inTheWay := filepath.Join(h.dir, "replicas", id.String()+factsSuffix+".new")
+	if err := os.Mkdir(inTheWay, 0o700); err != nil {
+		h.w.t.Fatal(err)
+	}
+	return func() { _ = os.Remove(inTheWay) }
 }
 
 // restartAt restarts the host, which has then applied the log up to where the state was
