@@ -127,7 +127,11 @@ func (r *Replica) settleForks(ctx context.Context, g meta.GroupID) {
 		r.moving.settling = false
 	}()
 	var f forks
-	if err := r.set.o.Log.View(g, func(st *meta.State) { f = forksIn(st, r.id) }); err != nil || f.rec.Phase == meta.PhaseRevoked {
+	current := false
+	if err := r.set.o.Log.View(g, func(st *meta.State) { f, current = forksIn(st, r.id), r.set.caughtUp(st) }); err != nil {
+		return
+	}
+	if !current || f.rec.Phase == meta.PhaseRevoked { // an older state knows of no fork: nobody would seem to wait
 		return
 	}
 	r.mu.Lock()
@@ -151,6 +155,9 @@ func (r *Replica) settleForks(ctx context.Context, g meta.GroupID) {
 	for _, o := range f.list {
 		mine := slices.ContainsFunc(left, func(l Leftover) bool { return f.of(l, r.set.o.Disk) == o })
 		if o.Waiting && o.Owner == r.set.o.Disk && (fence == 0 || fence > o.Fence) && !mine {
+			if err := r.refuse(g, o.Fence); err != nil { // else a restart might write under it, and nobody would wait for that
+				return
+			}
 			r.set.ask(fmt.Sprint("branch", r.id, o.Fence), g, meta.ReportNoBranch{ID: r.id, Fence: o.Fence, Disk: r.set.o.Disk})
 		}
 	}

@@ -14,7 +14,7 @@
 //	   depends on it leaves the host
 //	I3 this host acts on the state that it applied, never on the answer to a proposal
 //	I4 it writes under a fence only above Floor, and only while no hand-off of its own
-//	   is in doubt
+//	   is in doubt; Floor is durably at a fence before its end is told to anybody
 //	I5 a position's number is used once: what was sealed and is not known to be in the
 //	   history is proposed again as it is (Facts.Pending)
 //	I6 a version is dropped only if nothing needs it (prune), and neither that nor a jump

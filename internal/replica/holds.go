@@ -41,11 +41,7 @@ func (s *Set) holds(ctx context.Context, q holdsAsk) (holdsMsg, error) {
 		if !wait(ctx, time.Minute, applied) {
 			return holdsMsg{}, fmt.Errorf("fence %d is not revoked here: %w", q.Fence, scstore.ErrBusy)
 		}
-		r := s.replica(q.Volume)
-		r.mu.Lock()
-		err := r.refuse(q.Group, q.Fence)
-		r.mu.Unlock()
-		if err != nil {
+		if err := s.replica(q.Volume).refuse(q.Group, q.Fence); err != nil {
 			return holdsMsg{}, err
 		}
 	}
@@ -60,10 +56,12 @@ func (s *Set) holds(ctx context.Context, q holdsAsk) (holdsMsg, error) {
 	return r.held(ctx, history)
 }
 
-// refuse raises the floor, durably. Precondition: mu is held.
+// refuse raises the floor, durably.
 func (r *Replica) refuse(g meta.GroupID, f scstore.Fence) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.group = g
-	if r.facts.Floor >= f && !r.unsaved && r.table != nil {
+	if r.refused >= f {
 		return nil
 	}
 	if r.v != nil {

@@ -2,6 +2,8 @@ package replica
 
 import (
 	"bytes"
+	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -105,5 +107,130 @@ func TestSet_CopyDoesNotGoBackToWhatTheLogSaysAfterAStart(t *testing.T) {
 	follows(100)
 	if got := b.read(id); !bytes.Equal(got, data) {
 		t.Error("the copy differs")
+	}
+}
+
+// leads reports whether the state has a volume at a host, at a position.
+func leads(st *meta.State, id scstore.VolumeID, disk meta.DiskID, head scstore.Position) bool {
+	rec, _ := st.Get(id)
+	t, _ := st.Holder(id)
+	return t.Holder == disk && rec.Head == head
+}
+
+// What an owner wrote under a fence that it lost is kept while the log that a start reads
+// again is not yet where the fence was lost: nobody seems to wait for it there.
+func TestPromote_WhatWasKeptStaysWhileTheLogIsReadAgain(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize, "A", "B")
+	data := a.fill(id, 1)
+	at := a.seal(id)
+	w.eventually("B has a copy", func() bool { return b.claims(id, at) })
+	a.log.disconnect(true)
+	p, d := randomBytes(10*testBlock, 5), a.device(id)
+	if err := errors.Join(d.WriteAt(p, 0), d.Flush(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	copy(data, p)
+	w.promote(id, "B", at)
+
+	a.restartAt(func(st *meta.State) bool { t, _ := st.Holder(id); return t.Phase == meta.PhaseRevoked })
+	left := func() int {
+		r := a.set.replica(id)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.facts.Left)
+	}
+	w.eventually("A keeps what it wrote", func() bool { return left() == 1 })
+	a.restartAt(func(st *meta.State) bool { return leads(st, id, "A", at) })
+	time.Sleep(4 * tickInterval) // what it does too much, it does at once
+	if left() != 1 {
+		t.Error("what A wrote is given up")
+	}
+	a.log.hold(0)
+	var branches []meta.Record
+	w.eventually("what A wrote is a branch", func() bool {
+		b.view(func(st *meta.State) { branches = st.Branches(id) })
+		return len(branches) == 1
+	})
+	door, err := a.set.OpenAt(t.Context(), branches[0].ID, branches[0].Head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer door.Release()
+	if !bytes.Equal(readDevice(t, door), data) {
+		t.Error("the branch differs")
+	}
+}
+
+// A fence that was handed over is not taken up again by a state of before, also if the
+// host ended before it noted that another fence was given.
+func TestMove_FenceThatWasGivenUpIsNotTakenUpAgain(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize)
+	a.fill(id, 1)
+	at := a.seal(id)
+	r, next := a.set.replica(id), b.set.replica(id)
+	if got, err := next.partial(t.Context(), at, "A"); err != nil || got != at {
+		t.Fatalf("map: at %s, %v", got, err)
+	}
+	log := w.logs[testGroup]
+	log.mu.Lock()
+	a.log.hold(len(log.entries)) // the review does not see what follows
+	log.mu.Unlock()
+	var rec meta.Record
+	b.view(func(st *meta.State) { rec, _ = st.Get(id) })
+	h, now := meta.HandOffID{1}, time.Now().UnixMilli()
+	w.appendAll(testGroup,
+		meta.Intent{Move: meta.Move{ID: h, From: "A", To: "B", Volumes: []scstore.VolumeID{id}, DeadlineMs: now + 60_000}, NowMs: now},
+		meta.HandOff{ID: h, To: "B", Volumes: []meta.Handed{{ID: id, Fence: rec.Fence, Parent: rec.Parent, Final: at, Digest: rec.Digest}}})
+	w.eventually("B owns", func() bool {
+		next.mu.Lock()
+		defer next.mu.Unlock()
+		return next.acknowledges()
+	})
+	r.mu.Lock()
+	r.endTenure(scstore.ErrFenced) // as the hand-off does, which sees the entry too
+	r.mu.Unlock()
+
+	a.restartAt(func(st *meta.State) bool { return leads(st, id, "A", at) })
+	time.Sleep(4 * tickInterval)
+	r = a.set.replica(id)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.facts.Fence != 0 || r.device != nil {
+		t.Errorf("it writes again: %+v", r.facts)
+	}
+}
+
+// Who said that there is nothing of its fence does not write under it later, also if
+// nothing of the volume was ever there.
+func TestPromote_WhoReportedNothingDoesNotWriteAfterARestart(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize)
+	a.fill(id, 1)
+	at := a.seal(id)
+	w.cut("A", "B")
+	w.promote(id, "B", at)
+	if _, err := b.set.holds(t.Context(), holdsAsk{Volume: id, Group: testGroup, Fence: 1}); err != nil { // asked before it was promoted
+		t.Fatal(err)
+	}
+	w.promote(id, "A", at)
+	w.eventually("B has reported", func() (reported bool) {
+		b.view(func(st *meta.State) {
+			reported = !slices.ContainsFunc(st.Forks(id), func(f meta.Fork) bool { return f.Waiting })
+		})
+		return reported
+	})
+	w.heal("A", "B")
+	b.restartAt(func(st *meta.State) bool { return leads(st, id, "B", at) })
+	time.Sleep(4 * tickInterval)
+	r := b.set.replica(id)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.facts.Fence != 0 {
+		t.Errorf("it writes: %+v", r.facts)
 	}
 }

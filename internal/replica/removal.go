@@ -78,6 +78,7 @@ func (r *Replica) forget() (bool, error) {
 		r.table = nil
 	}
 	r.facts.Holds, r.facts.Jump, r.facts.Partial = nil, nil, scstore.Position{}
+	r.refused = 0
 	r.ring()
 	return true, removeFacts(r.set.o.Dir, r.id)
 }

@@ -33,6 +33,7 @@ type Replica struct {
 	mu      sync.Mutex
 	facts   Facts          // as on disk, unless unsaved
 	unsaved bool           // the last attempt to write them failed
+	refused scstore.Fence  // their Floor, as on disk
 	table   *block.Table   // nil: nothing is here
 	v       *volume.Volume // open for writing: this host owns it, or is handing it over; else nil
 
@@ -104,7 +105,7 @@ func (r *Replica) save() error {
 		r.set.log.Error("what is known of a volume can't be written", "volume", r.id, "err", err)
 		return fmt.Errorf("write down what is known of volume %s: %w", r.id, err)
 	}
-	r.unsaved = false
+	r.unsaved, r.refused = false, r.facts.Floor
 	return nil
 }
 
@@ -304,6 +305,8 @@ func (r *Replica) endTenure(cause error) {
 			r.facts.Jump = &JumpFacts{From: r.facts.Head}
 		}
 	}
+	// The state that a restart reads again may still say that the fence is this host's.
+	r.facts.Floor = max(r.facts.Floor, r.facts.Fence)
 	r.facts.Fence, r.facts.Pending, r.facts.Draining = 0, nil, nil
 	r.seals = false
 	if err := r.save(); err != nil {

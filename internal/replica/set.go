@@ -117,7 +117,7 @@ func (s *Set) load(ctx context.Context) error {
 		}
 		r := s.replica(f.ID)
 		r.mu.Lock()
-		r.facts, r.group = f, f.Group
+		r.facts, r.group, r.refused = f, f.Group, f.Floor
 		err := r.load()
 		if f.Creating {
 			s.unfinished = append(s.unfinished, r)
