@@ -234,3 +234,43 @@ func TestPromote_WhoReportedNothingDoesNotWriteAfterARestart(t *testing.T) {
 		t.Errorf("it writes: %+v", r.facts)
 	}
 }
+
+// Who is asked for an older position by somebody who is at one that it never had does not
+// leave out what changed between the two.
+func TestSet_CopyGoesBackWithAHostThatNeverHadItsPosition(t *testing.T) {
+	w := newWorld(t, "A", "B", "C")
+	a, b, c := w.hosts["A"], w.hosts["B"], w.hosts["C"]
+	id := w.create("A", testSize, "A", "B", "C")
+	data := a.fill(id, 1)
+	then := bytes.Clone(data)
+	golden, err := a.set.Snapshot(t.Context(), id, "golden", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("all have the snapshot", func() bool { return b.claims(id, golden) && c.claims(id, golden) })
+	c.log.disconnect(true)
+	second := a.change(id, data, 3<<20, 2)
+	w.eventually("B follows, and has come to rest", func() (rests bool) {
+		b.view(func(st *meta.State) { rests = len(st.Pins(id)) == 0 })
+		return rests && b.claims(id, second)
+	})
+	w.place(id, "A", "C")
+	third := a.change(id, data, 1<<20, 3)
+	c.log.disconnect(false)
+	w.eventually("C follows", func() bool { return c.claims(id, third) })
+	if c.holds(id, second) || b.holds(id, third) {
+		t.Fatal("both were everywhere: this shows nothing")
+	}
+	if _, err := a.set.Move(t.Context(), id, "C", MoveOptions{}, nil); err != nil { // so that it is asked first
+		t.Fatal(err)
+	}
+	b.need(id, golden)
+	d, err := b.set.OpenAt(t.Context(), id, golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Release()
+	if !bytes.Equal(readDevice(t, d), then) {
+		t.Error("the snapshot differs")
+	}
+}

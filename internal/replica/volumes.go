@@ -45,7 +45,7 @@ func (s *Set) offer(ctx context.Context, m wire.ManifestRequest) (propagate.Offe
 	if !ok {
 		return propagate.Offer{}, nil, scstore.ErrNotFound
 	}
-	from, known := s.between(r, m.From)
+	from, known := s.between(r, m.From, m.To)
 	r.mu.Lock()
 	t, marks, owner := r.table, r.marks(), r.v
 	whole := t != nil && r.facts.holds(m.To)
@@ -87,10 +87,11 @@ func digests(owner, view *volume.Volume, at scstore.Position) func(number uint64
 	}
 }
 
-// between returns a position that is marked here and from which everything that changed
-// since from has changed, too: from itself, or one that it came about from. The zero
-// position is known of a volume whose table was begun here or as a copy.
-func (s *Set) between(r *Replica, from scstore.Position) (at scstore.Position, known bool) {
+// between returns a position that is marked here and between which and to everything has
+// changed that differs between from and to: from itself, or one that it came about from,
+// if to came about from it. On the way back to an older position none but from will do.
+// The zero position is known of a volume whose table was begun here or as a copy.
+func (s *Set) between(r *Replica, from, to scstore.Position) (at scstore.Position, known bool) {
 	r.mu.Lock()
 	marks, g := r.marks(), r.group
 	r.mu.Unlock()
@@ -103,6 +104,9 @@ func (s *Set) between(r *Replica, from scstore.Position) (at scstore.Position, k
 		return from, true
 	}
 	if err := s.o.Log.View(g, func(st *meta.State) {
+		if yes, sure := st.IsAncestor(r.id, from, to); !yes || !sure {
+			return
+		}
 		for _, p := range marks {
 			if p == (scstore.Position{}) {
 				continue
