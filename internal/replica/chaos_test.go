@@ -232,15 +232,28 @@ func (s *storm) kill(h *moveHost) {
 
 func (s *storm) start(h *moveHost) {
 	if !s.down[h] || s.rng.IntN(2) == 0 {
-		h.start()
+		s.startBehind(h)
 		delete(s.down, h)
 	}
+}
+
+// startBehind starts a host that reads the log again: for a while it knows what once was.
+func (s *storm) startBehind(h *moveHost) {
+	s.w.mu.Lock()
+	entries := len(s.w.entries[moveGroup])
+	s.w.mu.Unlock()
+	h.startBehind(s.rng.IntN(entries + 1))
+	d := time.Duration(s.rng.IntN(2000)) * time.Millisecond
+	s.errands.Go(func() {
+		time.Sleep(d)
+		h.readOn()
+	})
 }
 
 // bringBack starts a host that is down, or connects it again.
 func (s *storm) bringBack(h *moveHost) {
 	if s.down[h] {
-		h.start()
+		s.startBehind(h)
 		delete(s.down, h)
 		return
 	}
@@ -295,7 +308,7 @@ func (s *storm) calm() {
 	w.refusing(nil)
 	for _, h := range w.hosts {
 		if s.down[h] {
-			h.start()
+			s.startBehind(h)
 		}
 		w.isolate(h, false)
 	}

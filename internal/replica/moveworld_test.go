@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -53,6 +54,8 @@ type moveHost struct {
 	mu       sync.Mutex
 	up       bool
 	deaf     bool            // applies nothing, and can't propose
+	behind   bool            // reads the log again, and is as far as upTo
+	upTo     int             // how many entries of the volumes' group are applied then
 	life     context.Context // ends with stop, before the replicas close
 	end      context.CancelFunc
 	inside   sync.WaitGroup // who uses the host
@@ -154,6 +157,31 @@ func (h *moveHost) start() {
 	if err := h.set.Start(); err != nil {
 		t.Fatal(err)
 	}
+	h.catchUp()
+}
+
+// startBehind is start with a state that is as the log had it some time ago: so many of its
+// entries are applied at first, and the others once readOn is called.
+func (h *moveHost) startBehind(entries int) {
+	h.w.t.Helper()
+	h.w.mu.Lock()
+	log := slices.Clone(h.w.entries[moveGroup][:entries])
+	h.w.mu.Unlock()
+	st, results := meta.NewGroup(moveGroup), []meta.Result(nil)
+	for _, c := range log {
+		results = append(results, st.Apply(c))
+	}
+	h.mu.Lock()
+	h.states[moveGroup], h.results[moveGroup] = st, results
+	h.behind, h.upTo = true, entries
+	h.mu.Unlock()
+	h.start()
+}
+
+func (h *moveHost) readOn() {
+	h.mu.Lock()
+	h.behind = false
+	h.mu.Unlock()
 	h.catchUp()
 }
 

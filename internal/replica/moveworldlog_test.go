@@ -15,13 +15,16 @@ import (
 
 func (h *moveHost) catchUp() { h.apply(moveGroup); h.apply(meta.GroupNamespace) }
 
-// apply applies what was decided, unless the host is down.
+// apply applies what was decided, unless the host is down or still before that.
 func (h *moveHost) apply(g meta.GroupID) {
 	h.w.mu.Lock()
 	entries := slices.Clone(h.w.entries[g])
 	h.w.mu.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if g == moveGroup && h.behind {
+		entries = entries[:min(len(entries), h.upTo)]
+	}
 	for h.up && !h.deaf && len(h.results[g]) < len(entries) {
 		c := entries[len(h.results[g])]
 		r := h.states[g].Apply(c)
@@ -92,9 +95,9 @@ func (h *moveHost) View(g meta.GroupID, f func(*meta.State)) error {
 // Read shows all that was decided.
 func (h *moveHost) Read(_ context.Context, g meta.GroupID, f func(*meta.State)) error {
 	h.mu.Lock()
-	deaf := h.deaf
+	old := h.deaf || h.behind
 	h.mu.Unlock()
-	if deaf {
+	if old {
 		return scstore.ErrNoMajority
 	}
 	h.apply(g)
