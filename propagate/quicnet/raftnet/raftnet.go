@@ -61,6 +61,8 @@ type Factory struct {
 	chunks  prometheus.Counter
 	seldom  rate.Sometimes
 	current atomic.Pointer[transport]
+
+	beatDelay time.Duration // tests set another one
 }
 
 var _ config.TransportFactory = (*Factory)(nil)
@@ -78,7 +80,7 @@ func New(o Options) (*Factory, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	f := &Factory{
-		o: o, seldom: rate.Sometimes{Interval: logEvery},
+		o: o, seldom: rate.Sometimes{Interval: logEvery}, beatDelay: beatDelay,
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "scstore_raftnet_dropped_total", Help: "Messages dropped because their sender may not send them.",
 		}),
@@ -109,7 +111,7 @@ func (f *Factory) Validate(target string) bool {
 // Create makes the transport of a Raft host that begins. It takes the place of one
 // that was closed.
 func (f *Factory) Create(_ config.NodeHostConfig, messages raftio.MessageHandler, chunks raftio.ChunkHandler) raftio.ITransport {
-	t := &transport{f: f, messages: messages, chunks: chunks}
+	t := &transport{f: f, messages: messages, chunks: chunks, beats: map[string]*beats{}}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
 }
@@ -122,9 +124,10 @@ type transport struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 
-	mu     sync.Mutex // guards closed, and Add against Wait
+	mu     sync.Mutex // guards closed, Add against Wait, and beats
 	closed bool
-	wg     sync.WaitGroup // of streams that may call a handler
+	beats  map[string]*beats // by where they go
+	wg     sync.WaitGroup    // of streams that may call a handler
 }
 
 var _ raftio.ITransport = (*transport)(nil)
@@ -163,14 +166,19 @@ func (t *transport) enter() bool {
 	return true
 }
 
-// GetConnection opens a stream for messages to a host. Errors: as
-// quicnet.Net.OpenStream.
+// GetConnection opens a stream for messages to a host, and one for heart-beats if there
+// is none yet. Errors: as quicnet.Net.OpenStream.
 func (t *transport) GetConnection(ctx context.Context, target string) (raftio.IConnection, error) {
-	s, err := t.open(ctx, target, quicnet.ClassRaft, KindMessages)
+	b, err := t.beatsTo(ctx, target)
 	if err != nil {
 		return nil, err
 	}
-	return &messageConn{s}, nil
+	s, err := t.open(ctx, target, quicnet.ClassRaft, KindMessages)
+	if err != nil {
+		b.release()
+		return nil, err
+	}
+	return &messageConn{s, b}, nil
 }
 
 // GetSnapshotConnection opens a stream for a snapshot to a host. Errors: as

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -397,4 +398,106 @@ func FuzzParseChunk(f *testing.F) {
 			t.Errorf("%d bytes of data in %d", len(got.Data), len(b))
 		}
 	})
+}
+
+// TestTransport_HeartBeatsOfAllGroupsGoTogether sends those of several connections, which
+// leave at once when their moment has come; what somebody waits for does not wait.
+func TestTransport_HeartBeatsOfAllGroupsGoTogether(t *testing.T) {
+	w := newWorld(t)
+	got := make(chan raftpb.MessageBatch, 100)
+	f := w.host(t, 1)
+	f.beatDelay = time.Hour
+	a := f.Create(config.NodeHostConfig{}, silent, unwanted).(*transport)
+	defer func() { _ = a.Close() }()
+	started(t, w.host(t, 2), func(b raftpb.MessageBatch) { got <- b }, unwanted)
+	conns := make([]raftio.IConnection, 3)
+	for i := range conns {
+		var err error
+		if conns[i], err = a.GetConnection(t.Context(), Target(disk(2))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send := func(conn raftio.IConnection, messages ...raftpb.Message) {
+		t.Helper()
+		if err := conn.SendMessageBatch(batch(1, messages...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	heartbeat := func(shard, hint uint64) raftpb.Message {
+		return raftpb.Message{Type: raftpb.Heartbeat, ShardID: shard, From: 1, To: 2, Hint: hint}
+	}
+	answer := heartbeat(20, 0)
+	answer.Type = raftpb.HeartbeatResp
+	send(conns[0], heartbeat(10, 0))
+	send(conns[1], heartbeat(11, 0), message(1, "an entry"), answer)
+	send(conns[2], heartbeat(12, 0), heartbeat(13, 77))
+	shards := func(b raftpb.MessageBatch) (list []uint64) {
+		for _, m := range b.Requests {
+			list = append(list, m.ShardID)
+		}
+		slices.Sort(list)
+		return list
+	}
+	var first []uint64
+	for range 2 {
+		first = append(first, shards(<-got)...)
+	}
+	if slices.Sort(first); !slices.Equal(first, []uint64{3, 13}) {
+		t.Errorf("at once came messages of the shards %v, want the entry's and the read's", first)
+	}
+	a.beats[Target(disk(2))].flush()
+	b := <-got
+	if !slices.Equal(shards(b), []uint64{10, 11, 12, 20}) || b.DeploymentId != 7 || b.SourceAddress != Target(disk(1)) {
+		t.Errorf("together came %v of deployment %d from %s", shards(b), b.DeploymentId, b.SourceAddress)
+	}
+	conns[0].Close()
+	send(conns[1], heartbeat(30, 0))
+	a.beats[Target(disk(2))].flush()
+	if b := <-got; !slices.Equal(shards(b), []uint64{30}) {
+		t.Errorf("got %v", shards(b))
+	}
+	conns[1].Close()
+	conns[2].Close()
+	if len(a.beats) > 0 || len(got) > 0 {
+		t.Errorf("%d streams, %d batches are left over", len(a.beats), len(got))
+	}
+}
+
+// TestTransport_LostHeartBeatsEndTheConnection has the library open another one.
+func TestTransport_LostHeartBeatsEndTheConnection(t *testing.T) {
+	w := newWorld(t)
+	f := w.host(t, 1)
+	f.beatDelay = time.Hour
+	a := f.Create(config.NodeHostConfig{}, silent, unwanted).(*transport)
+	defer func() { _ = a.Close() }()
+	got := make(chan raftpb.MessageBatch, 100)
+	started(t, w.host(t, 2), func(b raftpb.MessageBatch) { got <- b }, unwanted)
+	beat := batch(1, raftpb.Message{Type: raftpb.Heartbeat, ShardID: 3, From: 1, To: 2})
+	connect := func() raftio.IConnection {
+		conn, err := a.GetConnection(t.Context(), Target(disk(2)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	old := connect()
+	defer old.Close()
+	lost := a.beats[Target(disk(2))]
+	lost.s.Cancel(scstore.ErrClosed)
+	if err := old.SendMessageBatch(batch(1, slices.Clone(beat.Requests)...)); err != nil {
+		t.Fatal(err)
+	}
+	lost.flush()
+	if err := old.SendMessageBatch(batch(1, slices.Clone(beat.Requests)...)); !errors.Is(err, scstore.ErrClosed) {
+		t.Errorf("after heart-beats were lost: %v, want ErrClosed", err)
+	}
+	again := connect()
+	defer again.Close()
+	if err := again.SendMessageBatch(batch(1, slices.Clone(beat.Requests)...)); err != nil {
+		t.Fatal(err)
+	}
+	a.beats[Target(disk(2))].flush()
+	if b := <-got; len(b.Requests) != 1 {
+		t.Errorf("got %+v", b)
+	}
 }

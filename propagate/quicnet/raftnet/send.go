@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/lni/dragonboat/v4/raftpb"
@@ -44,22 +45,40 @@ func (s *sender) encode(size, limit int, marshalTo func([]byte) (int, error)) ([
 }
 
 // messageConn sends batches of messages.
-type messageConn struct{ *sender }
+type messageConn struct {
+	*sender
+	beats *beats
+}
 
 // Close ends the stream; what was sent still arrives, unless the host is gone.
 func (c *messageConn) Close() {
+	c.beats.release()
 	c.stop()
 	_ = c.s.Close() // Raft sends again what was lost
 }
 
-// SendMessageBatch sends a batch. Errors: ErrUnreachable; ErrBusy if the peer's Raft
-// does not run; the library then opens another connection.
+// SendMessageBatch sends a batch, and its heart-beats a moment later. Errors:
+// ErrUnreachable; ErrBusy if the peer's Raft does not run; the library then opens
+// another connection.
 func (c *messageConn) SendMessageBatch(batch raftpb.MessageBatch) error {
-	b, err := c.encode(batch.SizeUpperLimit(), MaxBatchBytes, batch.MarshalTo)
+	if slices.ContainsFunc(batch.Requests, beat) {
+		if err := c.beats.add(batch); err != nil {
+			return err
+		}
+		batch.Requests = slices.DeleteFunc(batch.Requests, beat) // the library does not look at them again
+		if len(batch.Requests) == 0 {
+			return nil
+		}
+	}
+	return c.send(batch)
+}
+
+func (s *sender) send(batch raftpb.MessageBatch) error {
+	b, err := s.encode(batch.SizeUpperLimit(), MaxBatchBytes, batch.MarshalTo)
 	if err != nil {
 		return err
 	}
-	_, err = c.s.Write(b)
+	_, err = s.s.Write(b)
 	return err
 }
 
