@@ -37,11 +37,14 @@ const (
 	MaxReceiveQueue = 64 << 20 // bytes that wait for one group
 )
 
-// Timing of an Alone group: it elects itself in 0.45 to 0.9 s with ticks of 50 ms.
+// Timing of an Alone group: it elects itself in 0.4 to 1.0 s with ticks of 200 ms.
 const (
-	aloneHeartbeatTicks = 4
-	aloneElectionTicks  = 9
+	aloneHeartbeatTicks = 1
+	aloneElectionTicks  = 3
 )
+
+// lookInterval is the time between two looks at what the library does not tell of.
+const lookInterval = 50 * time.Millisecond
 
 var errClosed = fmt.Errorf("cluster: %w", scstore.ErrClosed)
 
@@ -55,8 +58,10 @@ type ClusterOptions struct {
 	// every goroutine that calls a handler.
 	Transport config.TransportFactory
 
-	// TickInterval, HeartbeatTicks and ElectionTicks default to 50 ms, 4 and 40: a
+	// TickInterval, HeartbeatTicks and ElectionTicks default to 200 ms, 1 and 10: a
 	// leader that is gone is replaced within 2 to 4 s, with round trips of up to 300 ms.
+	// A tick wakes the library for every group; with one for each heart-beat those of
+	// all groups leave at the same moment. Nothing that is asked for waits for a tick.
 	TickInterval   time.Duration
 	HeartbeatTicks int
 	ElectionTicks  int
@@ -94,9 +99,9 @@ func orDefault[T comparable](value, otherwise T) T {
 }
 
 func (o ClusterOptions) withDefaults() ClusterOptions {
-	o.TickInterval = orDefault(o.TickInterval, 50*time.Millisecond)
-	o.HeartbeatTicks = orDefault(o.HeartbeatTicks, 4)
-	o.ElectionTicks = orDefault(o.ElectionTicks, 40)
+	o.TickInterval = orDefault(o.TickInterval, 200*time.Millisecond)
+	o.HeartbeatTicks = orDefault(o.HeartbeatTicks, 1)
+	o.ElectionTicks = orDefault(o.ElectionTicks, 10)
 	o.BatchDelay = orDefault(o.BatchDelay, 25*time.Millisecond)
 	o.Timeout = orDefault(o.Timeout, 10*time.Second)
 	o.SnapshotEntries = orDefault(o.SnapshotEntries, 10_000)

@@ -2,9 +2,14 @@ package consensus_test
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/lni/dragonboat/v4/config"
+	"github.com/lni/dragonboat/v4/raftio"
+	"github.com/lni/dragonboat/v4/raftpb"
 
 	"scstore"
 	"scstore/consensus"
@@ -12,6 +17,7 @@ import (
 )
 
 func TestCluster_OneVoterLeadsWithinASecond(t *testing.T) {
+	const look = 10 * time.Millisecond
 	inWorld(t, 1, func(t *testing.T, w *world) {
 		h := w.hosts[0]
 		for round := range 5 {
@@ -25,9 +31,9 @@ func TestCluster_OneVoterLeadsWithinASecond(t *testing.T) {
 				if l, err := h.c.Leader(theGroup); err != nil || l.Known() {
 					break
 				}
-				time.Sleep(10 * time.Millisecond)
+				time.Sleep(look)
 			}
-			if took := time.Since(start); took > time.Second {
+			if took := time.Since(start); took > time.Second+look {
 				t.Errorf("start %d: a leader after %v", round, took)
 			}
 			if _, err := h.c.Propose(t.Context(), theGroup, createVolume(round)); err != nil {
@@ -375,5 +381,68 @@ func TestCluster_CloseAnswersWhoWaits(t *testing.T) {
 		wantErr(t, "propose", err, scstore.ErrClosed)
 		wantErr(t, "view", c.View(theGroup, func(*meta.State) {}), scstore.ErrClosed)
 		wantErr(t, "start", c.Start(t.Context(), consensus.Group{ID: 9, Replica: 1, Members: map[consensus.ReplicaID]consensus.DiskID{1: h.disk}}), scstore.ErrClosed)
+	})
+}
+
+// beats notes when heart-beats arrive at a host.
+type beats struct {
+	config.TransportFactory
+	mu sync.Mutex
+	at []time.Time
+}
+
+// Create makes a transport whose messages are looked at.
+func (b *beats) Create(c config.NodeHostConfig, messages raftio.MessageHandler, chunks raftio.ChunkHandler) raftio.ITransport {
+	return b.TransportFactory.Create(c, func(batch raftpb.MessageBatch) {
+		b.mu.Lock()
+		for _, m := range batch.Requests {
+			if m.Type == raftpb.Heartbeat {
+				b.at = append(b.at, time.Now())
+			}
+		}
+		b.mu.Unlock()
+		messages(batch)
+	}, chunks)
+}
+
+// TestCluster_HeartBeatsOfAllGroupsLeaveAtOnce: each moment at which some leave wakes both
+// hosts, and costs a packet and its answer.
+func TestCluster_HeartBeatsOfAllGroupsLeaveAtOnce(t *testing.T) {
+	inWorld(t, 3, func(t *testing.T, w *world) {
+		seen := map[consensus.DiskID]*beats{}
+		w.change = func(o *consensus.ClusterOptions) {
+			seen[o.Disk] = &beats{TransportFactory: o.Transport}
+			o.Transport = seen[o.Disk]
+		}
+		w.begin()
+		w.leader()
+		const groups = 5
+		ids := []consensus.GroupID{theGroup}
+		for id := consensus.GroupID(10); len(ids) < groups; id++ {
+			for _, h := range w.hosts {
+				if err := h.c.Start(t.Context(), consensus.Group{ID: id, Replica: h.replica, Members: w.members}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ids = append(ids, id)
+		}
+		leader, follower := w.hosts[0], w.hosts[1]
+		for _, id := range ids {
+			w.eventually("the first host leads", func() bool { return leader.c.TransferLeader(t.Context(), id, leader.disk) == nil })
+			time.Sleep(70 * time.Millisecond) // so that their clocks do not begin together
+		}
+		time.Sleep(time.Second)
+		b := seen[follower.disk]
+		b.mu.Lock()
+		b.at = nil
+		b.mu.Unlock()
+		const seconds = 10
+		time.Sleep(seconds * time.Second)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		moments := len(slices.Compact(slices.Clone(b.at)))
+		if moments == 0 || moments > 5*seconds+1 || len(b.at) < groups*(moments-1) {
+			t.Errorf("%d heart-beats of %d groups came at %d moments in %d s, want at most 5 moments a second", len(b.at), groups, moments, seconds)
+		}
 	})
 }

@@ -239,7 +239,7 @@ func (g *group) lengthen(ctx context.Context) error {
 		} else if !errors.Is(err, scstore.ErrExists) { // its former self is still on its way out
 			return err
 		}
-		if err := sleep(g.c.ctx, g.c.options.TickInterval); err != nil { // not ctx: it must not stay stopped
+		if err := sleep(g.c.ctx, lookInterval); err != nil { // not ctx: it must not stay stopped
 			return errClosed
 		}
 	}
@@ -263,7 +263,7 @@ func (g *group) stopReplica() error {
 	}); err != nil {
 		return err
 	}
-	_ = sleep(g.c.ctx, 2*g.c.options.TickInterval) // Close need not wait
+	_ = sleep(g.c.ctx, 2*lookInterval) // Close need not wait
 	return nil
 }
 
@@ -371,7 +371,7 @@ func (c *Cluster) ask(bounded context.Context, id GroupID, read func() error) er
 		} else if !l.Known() {
 			return fmt.Errorf("no leader: %w", scstore.ErrNoMajority)
 		}
-		if sleep(bounded, c.options.TickInterval) != nil {
+		if sleep(bounded, lookInterval) != nil {
 			return err
 		}
 	}

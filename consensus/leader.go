@@ -65,7 +65,7 @@ func (c *Cluster) awaitLeader(ctx context.Context, id GroupID) error {
 		}
 		select {
 		case <-changed:
-		case <-time.After(c.options.TickInterval): // the library tells of a leader a moment before it shows
+		case <-time.After(lookInterval): // the library tells of a leader a moment before it shows
 		case <-bounded.Done():
 			return c.waited(ctx, scstore.ErrNoMajority)
 		}
@@ -109,7 +109,7 @@ func (c *Cluster) transfer(ctx context.Context, id GroupID, disk DiskID) error {
 		}
 		select {
 		case <-changed:
-		case <-time.After(c.options.TickInterval): // see awaitLeader
+		case <-time.After(lookInterval): // see awaitLeader
 		case <-bounded.Done():
 			return c.waited(ctx, scstore.ErrNoMajority)
 		}

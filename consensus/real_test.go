@@ -111,7 +111,7 @@ func TestOpenCluster_RefusesOptionsThatCannotWork(t *testing.T) {
 		"no disk":         func(o *consensus.ClusterOptions) { o.Disk = consensus.DiskID{} },
 		"no transport":    func(o *consensus.ClusterOptions) { o.Transport = nil },
 		"half a tick":     func(o *consensus.ClusterOptions) { o.TickInterval = time.Microsecond },
-		"hasty elections": func(o *consensus.ClusterOptions) { o.ElectionTicks = 8 },
+		"hasty elections": func(o *consensus.ClusterOptions) { o.ElectionTicks = 2 },
 		"no time":         func(o *consensus.ClusterOptions) { o.Timeout = time.Millisecond },
 		"group 0":         func(o *consensus.ClusterOptions) { o.Groups[0].ID = 0 },
 		"join and begin":  func(o *consensus.ClusterOptions) { o.Groups[0].Join = true },
