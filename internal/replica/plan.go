@@ -28,8 +28,8 @@ type plan struct {
 }
 
 // tick does what is due in a group, by time. Replicas at rest are passed over, unless it is
-// a whole one.
-func (s *Set) tick(g meta.GroupID, all []*Replica, whole bool) {
+// a whole one, or one that is awake needs more of its base.
+func (s *Set) tick(g meta.GroupID, awake []*Replica, whole bool) {
 	type start struct {
 		r *Replica
 		p plan
@@ -37,7 +37,10 @@ func (s *Set) tick(g meta.GroupID, all []*Replica, whole bool) {
 	var starts []start
 	var seals, fills []*Replica
 	err := s.o.Log.View(g, func(st *meta.State) {
-		list := s.present(g, st, all)
+		list := s.present(g, st, awake)
+		if whole || len(list) > 0 {
+			list = s.present(g, st, s.all())
+		}
 		wants := s.wantedBases(st, list)
 		if !whole {
 			list = slices.DeleteFunc(list, func(r *Replica) bool { return r.rests.Load() && r.satisfied(wants[r.id]) })
@@ -122,7 +125,8 @@ func (s *Set) settled(r *Replica, st *meta.State, wants []scstore.Position) bool
 		return false
 	}
 	if f.Fence != 0 { // its owner
-		return r.device != nil && r.device.written.Load() == 0 && (f.Head == scstore.Position{} || f.holds(f.Head))
+		due := r.device == nil || r.device.written.Load() != 0 && s.followed(r, st)
+		return !due && (f.Head == scstore.Position{} || f.holds(f.Head))
 	}
 	rec, _ := st.Get(r.id)
 	return rec.Head == (scstore.Position{}) || f.holds(rec.Head) || !s.placed(r, st)

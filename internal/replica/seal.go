@@ -124,9 +124,14 @@ func (r *Replica) sealDue(st *meta.State) bool {
 	if len(r.facts.Pending) >= maxPending || r.set.now()-r.sealed < r.set.o.SealInterval {
 		return false
 	}
+	return r.set.followed(r, st)
+}
+
+// followed reports whether the placement wants a copy at another site.
+func (s *Set) followed(r *Replica, st *meta.State) bool {
 	p, _ := st.PlacementOf(r.id)
 	follows := p.Mode == meta.ModeAsync || p.Mode == meta.ModeSync
-	return follows && slices.ContainsFunc(p.Sites, func(site meta.SiteID) bool { return site != r.set.o.Site })
+	return follows && slices.ContainsFunc(p.Sites, func(site meta.SiteID) bool { return site != s.o.Site })
 }
 
 // nameless reports whether the volume shows what its base does and has no position yet at

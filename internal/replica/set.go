@@ -271,14 +271,14 @@ func (s *Set) run(ctx context.Context) {
 		case <-t.C:
 		case <-s.wake:
 		}
-		all := s.all()
-		s.tickForks(all)
 		whole := s.now() >= wholeAt
 		if whole {
 			wholeAt = s.now() + s.wholeTick
 		}
+		awake := s.awake()
+		s.tickForks(awake)
 		for _, g := range s.o.Groups {
-			s.tick(g, all, whole)
+			s.tick(g, awake, whole)
 		}
 	}
 }
@@ -332,6 +332,18 @@ func (s *Set) all() []*Replica {
 	}
 	s.mu.Unlock()
 	slices.SortFunc(list, func(a, b *Replica) int { return slices.Compare(a.id[:], b.id[:]) })
+	return list
+}
+
+// awake returns the replicas that are not at rest, in any order.
+func (s *Set) awake() (list []*Replica) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.replicas {
+		if !r.rests.Load() {
+			list = append(list, r)
+		}
+	}
 	return list
 }
 

@@ -193,6 +193,31 @@ func TestSet_ReplicasComeToRestAndWakeUp(t *testing.T) {
 	}
 }
 
+// TestSet_WritesThatNobodyFollowsLetItRest: what is sealed on demand alone has no moment
+// that ticks would have to wait for, until a placement gives it one.
+func TestSet_WritesThatNobodyFollowsLetItRest(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize)
+	a.fill(id, 1)
+	r := a.set.replica(id)
+	w.eventually("A rests", r.rests.Load)
+	at := a.seal(id)
+	if err := a.device(id).WriteAt(randomBytes(testBlock, 2), 0); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("A rests again", r.rests.Load)
+	w.place(id, "A", "B")
+	w.eventually("what was written since is at B", func() bool {
+		var head scstore.Position
+		b.view(func(st *meta.State) {
+			rec, _ := st.Get(id)
+			head = rec.Head
+		})
+		return head.Compare(at) > 0 && b.claims(id, head)
+	})
+}
+
 func TestSet_SnapshotWaitsForTheLogOnce(t *testing.T) {
 	w := newWorld(t, "A")
 	a := w.hosts["A"]
