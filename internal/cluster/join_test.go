@@ -19,6 +19,7 @@ import (
 func TestJoin_TokensAreRefusedWithAReason(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.begin()
+		began := time.Now()
 		used := w.token(a, "b", 0)
 		b := w.add()
 		w.open(b, joining(used))
@@ -56,6 +57,7 @@ func TestJoin_TokensAreRefusedWithAReason(t *testing.T) {
 		}
 		token.Secret[5]++
 		refused("made up", token.Encode(), "not a token of this cluster", scstore.ErrInvalid, nil)
+		time.Sleep(tendPeriod - time.Since(began)%tendPeriod + time.Second) // it is not enforced right after it
 		late := w.token(a, "b", time.Minute)
 		time.Sleep(time.Minute + time.Second) // and before the deadline is enforced
 		refused("expired", late, "expired", scstore.ErrInvalid, nil)
