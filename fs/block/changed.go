@@ -30,9 +30,10 @@ type selection struct {
 // the zero to its head. At most limit extents are returned; if as many are, the
 // rest begins at the last one's End. Memory is bounded whatever the volume's size.
 //
-// The answer is exact: it comes from the map, so it survives whatever the map does.
-// A block that was zeros at from and was made zeros again may be left out of a table
-// without a base.
+// The answer is exact: it comes from the map, so it survives whatever the map does. A
+// block that was written and made zeros again is in it, for as long as from is marked: who
+// has a position in between lacks the zeros. Only from the table's beginning on such
+// blocks may be left out, where it has no base.
 //
 // Errors: ErrNotFound for a mark, ErrInvalid, ErrCorrupt if the map is unreadable.
 func (t *Table) Changed(ctx context.Context, from, to scstore.Tag, start scstore.BlockIndex, limit int) ([]scstore.Extent, error) {

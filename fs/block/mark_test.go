@@ -108,6 +108,45 @@ func TestMark_OutlivesRestartsCheckpointsAndTheCleaner(t *testing.T) {
 	}
 }
 
+// What was written after a mark and is zeros again has changed since that mark, also when
+// nothing shows what was written, and the map was merged.
+func TestMark_WhatIsZerosAgainHasChanged(t *testing.T) {
+	s, tab, _, _ := newMarked(t)
+	defer s.Close()
+	mustMark(t, tab, testTag(1))
+	writeVersion(t, tab, 5, 1)
+	mustMark(t, tab, testTag(2))
+	if err := tab.ZeroBlocks(scstore.Extent{First: 5, Count: 1}, false); err != nil {
+		t.Fatal(err)
+	}
+	mustMark(t, tab, testTag(3))
+	if err := tab.Unmark(testTag(2)); err != nil {
+		t.Fatal(err)
+	}
+	entries := func(from scstore.Tag) int {
+		t.Helper()
+		if err := s.checkpointMode(true, false); err != nil {
+			t.Fatal(err)
+		}
+		list, err := tab.Changed(t.Context(), from, testTag(3), 0, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	for range 2 {
+		if n := entries(testTag(1)); n != 1 {
+			t.Errorf("%d extents changed since the first mark, want 1", n)
+		}
+	}
+	if err := tab.Unmark(testTag(1)); err != nil {
+		t.Fatal(err)
+	}
+	if n := entries(scstore.Tag{}); n != 0 {
+		t.Errorf("the map has %d extents of a hole that nothing needs", n)
+	}
+}
+
 func TestMark_RefusesWhatItCannotKeep(t *testing.T) {
 	s, tab, _, _ := newMarked(t)
 	defer s.Close()

@@ -188,7 +188,7 @@ type tableKeep struct {
 // retention decides which versions of a block a merge keeps.
 type retention struct {
 	table  func(no uint32) tableKeep
-	bottom bool // no older run exists: a hole without a base says nothing
+	bottom bool // no older run exists
 	dead   func(at loc, count uint64)
 }
 
@@ -220,11 +220,16 @@ func (k *retention) keep(versions []entry) []entry {
 		}
 		newer = uint64(e.gen)
 	}
-	if n := len(out); k.bottom && !st.based && n > 0 && out[n-1].loc.isHole() {
+	// A hole without a base says nothing where there is nothing older, unless a mark is: what
+	// was written after the mark and is gone has changed since (Changed).
+	if n := len(out); k.bottom && !st.based && n > 0 && out[n-1].loc.isHole() && !heldBefore(st.pins, out[n-1].gen) {
 		out = out[:n-1]
 	}
 	return out
 }
+
+// heldBefore reports whether a generation before gen is held.
+func heldBefore(pins []uint32, gen uint32) bool { return len(pins) > 0 && pins[0] < gen }
 
 // pinned reports whether a pin shows a version written in generation gen and
 // overwritten in generation newer.
