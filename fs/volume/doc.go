@@ -1,9 +1,9 @@
 // Package volume is the write engine: it turns a guest's reads and writes, of any
 // alignment, into blocks of a table, resolves what the table never held in the
 // base chain, checks the fence, and closes epochs. It implements steps W2, W3 and
-// W5 of the write path and R2 and R3 of the read path. It does no I/O of its own,
-// starts no goroutine and reads no clock: the table below it does, and the doors
-// above it.
+// W5 of the write path and R2 and R3 of the read path. It does no I/O of its own
+// and reads no clock: the table below it does, and the doors above it. Its goroutines
+// end with the call that started them.
 //
 // Invariants:
 //
