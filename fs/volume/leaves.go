@@ -7,14 +7,14 @@ import (
 	"scstore"
 )
 
-// MaxLeafSpans bounds the spans whose leaves are remembered, of all volumes together: 8 KiB
-// each, so 64 MiB, for 8 GiB of volumes.
+// MaxLeafSpans bounds the spans whose trees are remembered, of all volumes together: 9.25
+// KiB of memory each, so 74 MiB, for 8 GiB of volumes.
 const MaxLeafSpans = 1 << 13
 
 // leafSpans counts them.
 var leafSpans atomic.Int64
 
-// leafCache remembers the leaves of spans as the last seal saw them. A seal then reads and
+// leafCache remembers the trees of spans as the last seal saw them. A seal then reads and
 // hashes the blocks that changed since, not the MiBs around them. It is used by one
 // goroutine at a time, but for digest, which any may call; nil remembers nothing.
 type leafCache struct {
@@ -24,9 +24,9 @@ type leafCache struct {
 
 // knownSpan is what is remembered of a span.
 type knownSpan struct {
-	leaves spanLeaves       // of who seals
-	at     scstore.Position // of the last epoch that changed it
-	sum    scstore.Digest   // of the span since then
+	tree spanTree         // of who seals
+	at   scstore.Position // of the last epoch that changed it
+	sum  scstore.Digest   // of the span since then
 }
 
 // get returns what is remembered of a span, whose leaves are to be changed in place; nil

@@ -284,7 +284,7 @@ func (h *spanHasher) digest(span uint64, parts []scstore.Extent) (scstore.Digest
 	first := scstore.BlockIndex(span * SpanBlocks)
 	known, fresh := h.cache.get(span), false
 	if known == nil {
-		known, fresh = &knownSpan{leaves: leavesOf(nil)}, true
+		known, fresh = &knownSpan{tree: holeTree()}, true
 		parts = []scstore.Extent{{First: first, Count: SpanBlocks}}
 	}
 	for _, e := range parts {
@@ -292,9 +292,9 @@ func (h *spanHasher) digest(span uint64, parts []scstore.Extent) (scstore.Digest
 		if err != nil {
 			return scstore.Digest{}, err
 		}
-		known.leaves.set(int(e.First-first), p)
+		known.tree.set(int(e.First-first), p)
 	}
-	sum := known.leaves.fold()
+	sum := known.tree.fold()
 	h.cache.note(span, known, fresh, h.at, sum)
 	return sum, nil
 }
