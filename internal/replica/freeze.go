@@ -171,7 +171,11 @@ func (s *source) resume() {
 		case !now.ok || now.Fence > r.facts.Fence:
 			r.lose(now.forks, now.Tenure)
 		case r.v == nil: // after a restart
-			return errors.Join(err, r.serve())
+			v, dirty, openErr := r.openVolume()
+			if openErr == nil {
+				r.serve(v, dirty)
+			}
+			return errors.Join(err, openErr)
 		default:
 			r.seals = true
 			r.device.bind(r.v)
@@ -185,9 +189,8 @@ func (s *source) resume() {
 // the old one and is not in the history goes into the next epoch: nobody saw it.
 func (s *source) serveNext() {
 	s.each(func(r *Replica, now tenureNow) error {
-		r.source = nil
+		r.source, r.facts.Draining = nil, nil
 		if !now.ok || now.Holder != s.set.o.Disk || now.Phase == meta.PhaseRevoked || r.facts.Fence == 0 || r.facts.Fence >= now.Fence || r.waiting(now.forks) {
-			r.facts.Draining = nil
 			return r.save() // the review sees to it
 		}
 		return r.adopt(now.Fence, now.start)

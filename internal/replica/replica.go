@@ -61,6 +61,7 @@ type Replica struct {
 
 	retryAt  time.Duration // no jump before
 	failures int           // in a row
+	later    bool          // the state is looked at again in a moment
 	buried   bool          // it was removed, and nothing is here any more
 	bell     chan struct{} // closed when something changed
 }
@@ -173,9 +174,20 @@ func pointAt(history []meta.Point, at scstore.Position) (meta.Point, bool) {
 
 // adopt begins to serve writes under a fence, from start on, whose mark is there,
 // complete or in part. What this host wrote above it under a fence of its own stays, and
-// is in the next epoch. A device that was held, or had a fence before, goes on. mu is
-// held.
+// is in the next epoch. A device that was held, or had a fence before, goes on. After an
+// error all is as before, and the state is looked at again in a moment. mu is held.
 func (r *Replica) adopt(fence scstore.Fence, start scstore.Position) error {
+	if err := r.adoptNow(fence, start); err != nil {
+		r.reviewLater()
+		return err
+	}
+	r.set.log.Info("volume is written here", "volume", r.id, "fence", uint64(fence), "from", start.String(), "missing_blocks", r.table.RemoteBlocks())
+	r.ring()
+	r.set.wakeUp()
+	return nil
+}
+
+func (r *Replica) adoptNow(fence scstore.Fence, start scstore.Position) error {
 	if r.table == nil {
 		return fmt.Errorf("own volume %s from %s on: nothing of it is here: %w", r.id, start, scstore.ErrAbsent)
 	}
@@ -191,30 +203,48 @@ func (r *Replica) adopt(fence scstore.Fence, start scstore.Position) error {
 	if start != (scstore.Position{}) && !r.facts.holds(start) {
 		r.facts.Partial = start
 	}
-	if err := r.save(); err != nil {
-		r.facts = old
-		return err
+	v, dirty, err := r.openVolume()
+	if err == nil {
+		if err = r.save(); err == nil {
+			r.serve(v, dirty)
+			return nil
+		}
+		_ = v.Close() // nothing was written to it
 	}
-	if err := r.serve(); err != nil {
-		return err
-	}
-	r.set.log.Info("volume is written here", "volume", r.id, "fence", uint64(fence), "from", start.String(), "missing_blocks", r.table.RemoteBlocks())
-	r.ring()
-	r.set.wakeUp()
-	return nil
+	r.facts = old
+	return err
 }
 
-// serve opens the volume under the fence of the facts and binds the device to it. mu is
-// held.
-func (r *Replica) serve() error {
-	v, err := volume.Open(volume.Options{ID: r.id, Table: tagged{r.table}, Base: baseChain(r.table), Fence: r.facts.Fence, Head: r.facts.Head})
-	if err != nil {
-		return err
+// reviewLater has the state looked at again for this volume. mu is held.
+func (r *Replica) reviewLater() {
+	if r.later {
+		return
 	}
-	dirty, err := r.written(r.facts.Head)
-	if err != nil {
-		return err
+	r.later = r.set.spawn(func(ctx context.Context) {
+		pause(ctx, reviewAgain)
+		r.mu.Lock()
+		r.later = false
+		g := r.group
+		r.mu.Unlock()
+		if ctx.Err() == nil {
+			r.set.review(g, []scstore.VolumeID{r.id})
+		}
+	})
+}
+
+// openVolume opens the volume under the fence of the facts, and says whether there are
+// writes that are in no epoch. mu is held.
+func (r *Replica) openVolume() (v *volume.Volume, dirty bool, err error) {
+	if dirty, err = r.written(r.facts.Head); err != nil {
+		return nil, false, err
 	}
+	v, err = volume.Open(volume.Options{ID: r.id, Table: tagged{r.table}, Base: baseChain(r.table), Fence: r.facts.Fence, Head: r.facts.Head})
+	return v, dirty, err
+}
+
+// serve binds the device to the volume that was opened under the fence of the facts. mu
+// is held.
+func (r *Replica) serve(v *volume.Volume, dirty bool) {
 	old := r.v
 	r.v = v
 	if r.device == nil {
@@ -233,7 +263,6 @@ func (r *Replica) serve() error {
 	r.seals = r.facts.Draining == nil
 	r.endReaders(fmt.Errorf("volume %s is written here now: %w", r.id, scstore.ErrBusy))
 	r.gate.Resume()
-	return nil
 }
 
 // written reports whether the table's head holds more than the mark of a position. mu

@@ -26,6 +26,7 @@ const (
 	tickInterval = 250 * time.Millisecond
 	wholeTick    = 5 * time.Second        // between two ticks that pass nothing over
 	askInterval  = 400 * time.Millisecond // between two proposals of the same
+	reviewAgain  = time.Second            // after a role that could not be taken
 	askTimeout   = 10 * time.Second
 	closeTimeout = 30 * time.Second
 	defaultRTT   = 100 * time.Millisecond
@@ -168,7 +169,11 @@ func (r *Replica) load() error {
 		}
 	}
 	if r.facts.Fence != 0 && r.facts.Draining == nil {
-		return r.serve()
+		v, dirty, err := r.openVolume()
+		if err != nil {
+			return err
+		}
+		r.serve(v, dirty)
 	}
 	return nil
 }

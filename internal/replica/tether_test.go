@@ -450,3 +450,32 @@ func TestSet_FenceThatIsGivenAgainKeepsWhatWasWritten(t *testing.T) {
 		t.Error("what was written is gone after a restart")
 	}
 }
+
+func TestSet_RoleThatCouldNotBeTakenIsTakenLater(t *testing.T) {
+	w := newWorld(t, "A")
+	a := w.hosts["A"]
+	id := w.create("A", testSize)
+	data := a.fill(id, 1)
+	mend := a.failFacts(id)
+	fence := w.must(testGroup, meta.OpenFence{ID: id, Holder: "A"}).Fence
+	r := a.set.replica(id)
+	w.eventually("the new fence is tried", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.later
+	})
+	r.mu.Lock()
+	if r.facts.Fence == fence {
+		t.Error("the fence was taken, and it is not written down")
+	}
+	r.mu.Unlock()
+	mend()
+	w.eventually("the volume is written under the new fence, though nothing else happens", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.facts.Fence == fence && r.acknowledges()
+	})
+	if !bytes.Equal(a.read(id), data) {
+		t.Error("what was written is gone")
+	}
+}
