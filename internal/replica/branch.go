@@ -99,7 +99,7 @@ func (r *Replica) reviewForks(st *meta.State, _ meta.Tenure) {
 	if !ok {
 		return
 	}
-	r.noteHead(rec.Head)
+	r.noteHead(rec.Head, !r.set.caughtUp(st))
 	r.moving.reports = rec.Phase != meta.PhaseRevoked && (len(r.facts.Left) > 0 || slices.ContainsFunc(st.Forks(r.id), func(f meta.Fork) bool {
 		return f.Waiting && f.Owner == r.set.o.Disk && (r.facts.Fence == 0 || r.facts.Fence > f.Fence)
 	}))

@@ -83,6 +83,7 @@ type moving struct {
 type headAt struct {
 	position scstore.Position
 	at       time.Duration
+	earlier  bool // it was so before at
 }
 
 // start runs f in a goroutine that closeMoves joins, unless it was called.
@@ -293,15 +294,20 @@ func (r *Replica) groupID() meta.GroupID {
 	return r.group
 }
 
-// noteHead remembers when a head was applied here. Precondition: mu is held.
-func (r *Replica) noteHead(head scstore.Position) {
-	if n := len(r.moving.heads); n > 0 && r.moving.heads[n-1].position == head {
+// noteHead remembers when a head was applied here. What is applied again after a restart
+// was so earlier, and so was what is seen first. Precondition: mu is held.
+func (r *Replica) noteHead(head scstore.Position, again bool) {
+	heads := r.moving.heads
+	n := len(heads)
+	switch {
+	case again:
+		heads = nil
+	case n > 0 && heads[n-1].position == head:
 		return
+	case n >= maxHeads:
+		heads = slices.Delete(heads, 0, 1)
 	}
-	if len(r.moving.heads) >= maxHeads {
-		r.moving.heads = slices.Delete(r.moving.heads, 0, 1)
-	}
-	r.moving.heads = append(r.moving.heads, headAt{head, r.set.now()})
+	r.moving.heads = append(heads, headAt{head, r.set.now(), again || n == 0 && head != scstore.Position{}})
 }
 
 // openBytes returns how many bytes were written after the last sealed position, as far

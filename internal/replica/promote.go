@@ -34,7 +34,7 @@ type PromoteReport struct {
 	Epochs    uint64           // committed, and lost
 	Bytes     *int64           // of them; nil where no host that answers knows
 	Extents   *uint64          // the same
-	Seconds   *float64         // between the commits of Position and Head; nil if this host was not there
+	Seconds   *float64         // between the commits of Position and Head; nil if this host did not see both
 	Reachable []meta.DiskID    // that answered, this host included
 	Silent    []meta.DiskID    // that did not
 	Unknown   string           // what nobody here can know
@@ -365,7 +365,7 @@ func (p *promotion) lossOf(report *PromoteReport) {
 // Precondition: mu is held.
 func (r *Replica) headTime(at scstore.Position) *time.Duration {
 	for i := range r.moving.heads {
-		if h := &r.moving.heads[i]; h.position == at {
+		if h := &r.moving.heads[i]; h.position == at && !h.earlier {
 			return &h.at
 		}
 	}

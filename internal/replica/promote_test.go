@@ -93,6 +93,29 @@ func TestPromote_ReportsWhatIsLostAndTheOldOwnersBranchHoldsIt(t *testing.T) {
 	})
 }
 
+func TestPromote_SecondsAreKnownToWhoSawTheCommits(t *testing.T) {
+	for _, restarted := range []bool{false, true} {
+		t.Run(fmt.Sprint("restarted: ", restarted), func(t *testing.T) {
+			inMoveWorld(t, 3, func(t *testing.T, w *moveWorld) {
+				b := w.hosts[1]
+				o := loseOwner(w)
+				if restarted {
+					b.stop()
+					b.start()
+				}
+				report, err := b.set.Promote(t.Context(), vol, "", false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.losing(nil)
+				if known := report.Seconds != nil; report.Epochs != o.epochs || report.Epochs == 0 || known == restarted {
+					t.Errorf("the report says %+v", report)
+				}
+			})
+		})
+	}
+}
+
 func TestPromote_TheOldOwnerRestartsAndItsBranchHoldsWhatItFlushed(t *testing.T) {
 	inMoveWorld(t, 3, func(t *testing.T, w *moveWorld) {
 		a, b := w.hosts[0], w.hosts[1]
