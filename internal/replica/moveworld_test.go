@@ -178,6 +178,21 @@ func (h *moveHost) startBehind(entries int) {
 	h.start()
 }
 
+// readEntry has a host that is behind apply one more entry. It reports false if that is
+// all, and the host is behind no more.
+func (h *moveHost) readEntry() bool {
+	h.w.mu.Lock()
+	all := len(h.w.entries[moveGroup])
+	h.w.mu.Unlock()
+	h.mu.Lock()
+	h.upTo++
+	h.behind = h.upTo < all
+	more := h.behind
+	h.mu.Unlock()
+	h.catchUp()
+	return more
+}
+
 func (h *moveHost) readOn() {
 	h.mu.Lock()
 	h.behind = false

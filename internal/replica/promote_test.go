@@ -99,9 +99,12 @@ func TestPromote_SecondsAreKnownToWhoSawTheCommits(t *testing.T) {
 			inMoveWorld(t, 3, func(t *testing.T, w *moveWorld) {
 				b := w.hosts[1]
 				o := loseOwner(w)
-				if restarted {
+				if restarted { // and reads the log again, entry by entry
 					b.stop()
-					b.start()
+					b.startBehind(1)
+					for b.readEntry() {
+						time.Sleep(100 * time.Millisecond)
+					}
 				}
 				report, err := b.set.Promote(t.Context(), vol, "", false)
 				if err != nil {
