@@ -220,6 +220,19 @@ func (j *Jump) Changed() []scstore.Extent {
 	return out
 }
 
+// Zeros returns those extents of the manifest that lie in spans of which the digest says
+// that they hold only zeros: it is that of hole. They need not be fetched. Precondition:
+// the manifest has ended.
+func (j *Jump) Zeros(hole scstore.Digest) []scstore.Extent {
+	var out []scstore.Extent
+	for i := range j.spans {
+		if j.spans[i].digest == hole {
+			out = j.spans[i].changed.appendExtents(out, j.spans[i].start())
+		}
+	}
+	return out
+}
+
 // Missing returns the blocks still to be fetched.
 func (j *Jump) Missing() []scstore.Extent {
 	var out []scstore.Extent

@@ -411,6 +411,7 @@ func (w *markWorld) fill(at scstore.Tag) error {
 	first, n := w.blocks(12)
 	p := make([]byte, n*scstore.BlockSize)
 	view, want := w.now.view(at), uint64(0)
+	zeros := w.rng.IntN(3) == 0 // that is what the other host has
 	var events []event
 	for i := range n {
 		b := first + i
@@ -419,12 +420,23 @@ func (w *markWorld) fill(at scstore.Tag) error {
 		if c := w.now.cells[at]; c.remote {
 			value = c.value
 			want++
-			events = append(events, func(m *model) { m.cells[at].remote = false })
+			events = append(events, func(m *model) {
+				m.cells[at].remote = false
+				if zeros {
+					m.cells[at].value = 0
+				}
+			})
 		}
 		fillBlock(p[i*scstore.BlockSize:(i+1)*scstore.BlockSize], b, value)
 	}
 	w.note(events...)
-	filled, err := w.table.Fill(at, scstore.BlockIndex(first), p)
+	var filled uint64
+	var err error
+	if zeros {
+		filled, err = w.table.FillZeros(at, scstore.Extent{First: scstore.BlockIndex(first), Count: n})
+	} else {
+		filled, err = w.table.Fill(at, scstore.BlockIndex(first), p)
+	}
 	if err == nil && filled != want {
 		return fmt.Errorf("fill %s: %d blocks, want %d", at, filled, want)
 	}

@@ -21,6 +21,9 @@ import (
 // head does not show the entry any more, the copy carries the mark of what only pins
 // show, for it comes into a newer source than what hides it.
 
+// maxZeroFill is how many blocks of zeros are written at a time: 1 MiB.
+const maxZeroFill = 256
+
 // MarkRemote says that the extents' content is at another host, in one record an
 // extent, and then gives that state the tag, unless it is zero.
 //
@@ -75,11 +78,20 @@ func (t *Table) RemoteBlocks() uint64 { return uint64(max(t.remote.Load(), 0)) }
 // Errors: ErrNotFound if there is no such mark any more, ErrBusy (retry), and as for
 // WriteBlocks.
 func (t *Table) Fill(at scstore.Tag, first scstore.BlockIndex, p []byte) (filled uint64, err error) {
-	count := uint64(len(p)) / scstore.BlockSize
 	if len(p)%scstore.BlockSize != 0 {
 		return 0, fmt.Errorf("fill volume %s with %d bytes: %w", t.id, len(p), scstore.ErrInvalid)
 	}
-	if err := t.check(first, count); err != nil {
+	return t.fill(at, scstore.Extent{First: first, Count: uint64(len(p)) / scstore.BlockSize}, p)
+}
+
+// FillZeros is Fill with zeros, which take no space but where only marks show them.
+func (t *Table) FillZeros(at scstore.Tag, e scstore.Extent) (filled uint64, err error) {
+	return t.fill(at, e, nil)
+}
+
+// fill stores p, or zeros if it is nil.
+func (t *Table) fill(at scstore.Tag, e scstore.Extent, p []byte) (filled uint64, err error) {
+	if err := t.check(e.First, e.Count); err != nil {
 		return 0, fmt.Errorf("fill: %w", err)
 	}
 	view := headGen
@@ -97,10 +109,13 @@ func (t *Table) Fill(at scstore.Tag, first scstore.BlockIndex, p []byte) (filled
 	shown, head := scratches.Get().(*scratch), scratches.Get().(*scratch)
 	defer scratches.Put(shown)
 	defer scratches.Put(head)
-	for done := uint64(0); done < count; {
-		n := min(count-done, resolveBlocks)
-		part := p[done*scstore.BlockSize : (done+n)*scstore.BlockSize]
-		got, err := t.fillPart(view, uint64(first)+done, part, shown, head)
+	for done := uint64(0); done < e.Count; {
+		n := min(e.Count-done, resolveBlocks)
+		part := p
+		if p != nil {
+			part = p[done*scstore.BlockSize : (done+n)*scstore.BlockSize]
+		}
+		got, err := t.fillPart(view, uint64(e.First)+done, int(n), part, shown, head)
 		filled += got
 		if err != nil {
 			return filled, fmt.Errorf("fill volume %s: %w", t.id, err)
@@ -110,11 +125,11 @@ func (t *Table) Fill(at scstore.Tag, first scstore.BlockIndex, p []byte) (filled
 	return filled, nil
 }
 
-// fillPart fills up to resolveBlocks blocks. What it finds out about them without
+// fillPart fills up to resolveBlocks blocks, with zeros if p is nil. What it finds out about them without
 // the log's lock holds under it if the memtable is still the same and has nothing
 // newer for them: all that happened since is in there. Otherwise it looks again.
-func (t *Table) fillPart(view uint32, first uint64, p []byte, shown, head *scratch) (filled uint64, err error) {
-	s, n := t.store, len(p)/scstore.BlockSize
+func (t *Table) fillPart(view uint32, first uint64, n int, p []byte, shown, head *scratch) (filled uint64, err error) {
+	s := t.store
 	for range MaxMoves {
 		s.mapMu.RLock()
 		mem := s.mem
@@ -128,12 +143,23 @@ func (t *Table) fillPart(view uint32, first uint64, p []byte, shown, head *scrat
 		for i := 0; i < n && err == nil; {
 			run, kept := fillRun(shown, head, i, n)
 			if shown.locs[i].isRemote() {
-				r := record{kind: recordData, gen: shown.gens[i], table: t.no, first: first + uint64(i), count: uint64(run)}
+				var data []byte
+				r := record{kind: recordData, gen: shown.gens[i], table: t.no, first: first + uint64(i)}
+				switch {
+				case p != nil:
+					data = p[i*scstore.BlockSize : (i+run)*scstore.BlockSize]
+				case kept: // there are no zeros that only pins show
+					run = min(run, maxZeroFill)
+					data = make([]byte, run*scstore.BlockSize)
+				default:
+					r.kind = recordZero
+				}
 				if kept {
 					r.kind = recordKept
 				}
+				r.count = uint64(run)
 				var got uint64
-				got, err = t.fillLocked(r, p[i*scstore.BlockSize:(i+run)*scstore.BlockSize], mem)
+				got, err = t.fillLocked(r, data, mem)
 				filled += got
 			}
 			i += run
@@ -181,7 +207,9 @@ func (t *Table) fillLocked(r record, p []byte, mem *memtable) (filled uint64, er
 		case t.quarantined.Load():
 			return t.quarantineError()
 		case s.opts.plant == plantBlindFill:
-			r.kind = recordData
+			if r.kind == recordKept {
+				r.kind = recordData
+			}
 			return nil
 		case s.mem != mem, t.dead.has(r.gen), !mem.fillable(r, t.dead):
 			return errSuperseded

@@ -332,5 +332,6 @@ func (f filling) WriteBlocks(first scstore.BlockIndex, p []byte) error {
 
 // ZeroBlocks fills in zeros.
 func (f filling) ZeroBlocks(e scstore.Extent) error {
-	return f.WriteBlocks(e.First, make([]byte, e.Count*scstore.BlockSize))
+	_, err := f.t.FillZeros(f.at, e)
+	return err
 }

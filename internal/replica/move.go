@@ -375,6 +375,7 @@ func (s *Set) Move(ctx context.Context, id scstore.VolumeID, to meta.DiskID, o M
 			return MoveReport{}, fmt.Errorf("move %s: wait until it is at %s: %w", id, s.o.HostName(to), err)
 		}
 	}
+	s.commitOpen(ctx, r)
 	src, err := s.newMove(r, to)
 	if err != nil {
 		return MoveReport{}, fmt.Errorf("move %s: %w", id, err)
@@ -386,6 +387,21 @@ func (s *Set) Move(ctx context.Context, id scstore.VolumeID, to meta.DiskID, o M
 	s.confirm(ctx, id, &report)
 	report.Total = s.now() - begun
 	return report, nil
+}
+
+// commitOpen puts what was written so far into the history, if the log gets on: its map then
+// goes ahead of the hand-off, with digests, and not in RELEASE.
+func (s *Set) commitOpen(ctx context.Context, r *Replica) {
+	p, sealed, err := r.seal(ctx)
+	if sealed && err == nil {
+		s.wakeUp()
+		ctx, cancel := context.WithTimeout(ctx, commitPatience)
+		defer cancel()
+		err = r.waitCommitted(ctx, p.Position)
+	}
+	if err != nil {
+		s.log.Info("a move takes all that was written since the last commit along", "volume", r.id, "err", err)
+	}
 }
 
 // owns says why this host can't move a volume. Errors: ErrBusy.

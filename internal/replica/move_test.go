@@ -31,6 +31,29 @@ func (w *moveWorld) moveTo(from, to *moveHost) MoveReport {
 	return report
 }
 
+// What was never sealed is committed before the hand-off: so the target knows of the zeros.
+func TestMove_OfAVolumeThatWasNeverSealedKnowsItsZeros(t *testing.T) {
+	inMoveWorld(t, 2, func(t *testing.T, w *moveWorld) {
+		a, b := w.hosts[0], w.hosts[1]
+		w.create(vol, a)
+		d, err := a.set.Open(t.Context(), vol)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Zero(0, d.Size(), false); err != nil {
+			t.Fatal(err)
+		}
+		d.Release()
+		defer stopFill(b.set)()
+		w.moveTo(a, b)
+		r, _ := b.set.lookup(vol)
+		if n := r.table.RemoteBlocks(); n != 0 {
+			t.Errorf("%d blocks of zeros are remote", n)
+		}
+		b.shows(vol, map[uint64]uint64{0: 0, moveBlocks - 1: 0})
+	})
+}
+
 // settled waits until the volume's owner has all of it.
 func (w *moveWorld) settled(at *moveHost) {
 	w.t.Helper()

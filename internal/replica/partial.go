@@ -8,6 +8,7 @@ import (
 	"scstore"
 	"scstore/consensus/meta"
 	"scstore/fs/block"
+	"scstore/fs/volume"
 	"scstore/propagate"
 	"scstore/propagate/quicnet"
 	"scstore/propagate/wire"
@@ -127,7 +128,7 @@ func (r *Replica) beginMap(ctx context.Context, at scstore.Position, rec meta.Re
 }
 
 // mapTo marks the head as the volume at a position: what changed since from, and is not
-// staged, is at another host.
+// staged, is at another host, but for MiBs of zeros.
 func (r *Replica) mapTo(ctx context.Context, j *jump, from, to scstore.Position, disk meta.DiskID) error {
 	r.mu.Lock()
 	t, staged := r.table, r.facts.Jump
@@ -164,7 +165,8 @@ func (r *Replica) mapWindow(ctx context.Context, j *jump, t *block.Table, from, 
 	if err := manifest(ctx, peer{r.set, disk, quicnet.ClassManifest}, core); err != nil {
 		return err
 	}
-	list := core.Changed()
+	zeros := core.Zeros(volume.HoleSpanDigest())
+	list := subtract(core.Changed(), zeros)
 	if staged {
 		here, err := r.stagedIn(ctx, t, from, window)
 		if err != nil {
@@ -172,7 +174,14 @@ func (r *Replica) mapWindow(ctx context.Context, j *jump, t *block.Table, from, 
 		}
 		list = subtract(list, here)
 	}
-	return j.do(func() error { return t.MarkRemote(list, scstore.Tag{}) })
+	return j.do(func() error {
+		for _, e := range zeros {
+			if err := t.ZeroBlocks(e, false); err != nil {
+				return err
+			}
+		}
+		return t.MarkRemote(list, scstore.Tag{})
+	})
 }
 
 // mapped makes the head the map of a position.

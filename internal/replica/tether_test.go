@@ -9,6 +9,7 @@ import (
 
 	"scstore"
 	"scstore/consensus/meta"
+	"scstore/propagate/codec"
 )
 
 // handOver gives a volume to another host in the log alone, as it is at its head, once
@@ -95,6 +96,40 @@ func TestSet_MissingBlocksAreFetchedOnceForManyReaders(t *testing.T) {
 	w.cut("A", "B")
 	if !bytes.Equal(b.read(id), data) {
 		t.Error("the volume differs")
+	}
+}
+
+func TestSet_MiBsOfZerosAreNotFetched(t *testing.T) {
+	w := newWorld(t, "A", "B")
+	a, b := w.hosts["A"], w.hosts["B"]
+	id := w.create("A", testSize)
+	data := a.fill(id, 1)
+	const run = codec.MaxRunBlocks * testBlock
+	const from, to = 1<<20 - run, 3<<20 + run // MiBs 1 and 2, and a run of each of their neighbours
+	if err := a.device(id).Zero(from, to-from, false); err != nil {
+		t.Fatal(err)
+	}
+	clear(data[from:to])
+	a.seal(id)
+	resume := stopFill(b.set)
+	w.handOver(id, "A", "B")
+	if got, want := b.set.complete(b.set.replica(id)), int64(testSize-2<<20); got != want {
+		t.Errorf("%d bytes are missing, want %d", got, want)
+	}
+	w.cut("A", "B")
+	p := make([]byte, 2<<20)
+	if _, err := b.device(id).ReadAt(p, 1<<20, nil); err != nil || !bytes.Equal(p, data[1<<20:3<<20]) {
+		t.Errorf("zeros can't be read without the other host: %v", err)
+	}
+	w.heal("A", "B")
+	resume()
+	w.eventually("the tether has ended", func() bool { return b.set.complete(b.set.replica(id)) == 0 })
+	if !bytes.Equal(b.read(id), data) {
+		t.Error("the volume differs")
+	}
+	zeros := scstore.Extent{First: from / testBlock, Count: (to - from) / testBlock}
+	if got, err := b.set.replica(id).table.Status(zeros, nil); err != nil || len(got) != 1 || got[0].State != scstore.PieceHole {
+		t.Errorf("zeros are stored: %+v, %v", got, err)
 	}
 }
 
