@@ -118,7 +118,7 @@ func (c *Cluster) join(ctx context.Context, token authority.Token, conn net.Pack
 	case errors.Is(err, scstore.ErrInvalid):
 		return nil, scstore.Hint(err, "make another token at a host of the cluster with scstore host token")
 	case errors.Is(err, scstore.ErrExists):
-		return nil, scstore.Hint(err, "choose another name for this host")
+		return nil, scstore.Hint(err, "give this host another name: scstore serve --name NAME")
 	case errors.Is(err, scstore.ErrFenced):
 		return nil, scstore.Hint(err, "join again with an empty folder")
 	case err != nil:

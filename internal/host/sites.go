@@ -247,7 +247,7 @@ func target(to string, hosts hostMap, f *facts) (meta.DiskID, error) {
 	}
 	switch {
 	case !known:
-		return "", noSite(site)
+		return "", scstore.Hint(fmt.Errorf("site %q has no host: %w", site, scstore.ErrNotFound), "list them with scstore host ls; one joins with what scstore host token --site %s prints", site)
 	case best.Disk == "" && byHost:
 		return "", scstore.Hint(fmt.Errorf("site %q has no active host %q: %w", site, name, scstore.ErrNotFound), "list them with scstore host ls")
 	case best.Disk == "":

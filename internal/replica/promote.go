@@ -66,11 +66,7 @@ type promotion struct {
 // has a copy; ErrIndeterminate: repeat it.
 func (s *Set) Promote(ctx context.Context, id scstore.VolumeID, to meta.DiskID, dryRun bool) (PromoteReport, error) {
 	p := &promotion{set: s, id: id, dry: dryRun, answers: map[meta.DiskID]holdsMsg{}}
-	report, err := p.run(ctx, to)
-	if err != nil {
-		return report, fmt.Errorf("promote %s: %w", id, err)
-	}
-	return report, nil
+	return p.run(ctx, to)
 }
 
 func (p *promotion) run(ctx context.Context, to meta.DiskID) (PromoteReport, error) {

@@ -22,7 +22,7 @@ func (s *Set) WrittenSince(ctx context.Context, id scstore.VolumeID, at scstore.
 	t := r.table
 	r.mu.Unlock()
 	if err != nil {
-		return 0, fmt.Errorf("volume %s: %w", id, err)
+		return 0, err
 	}
 	return volume.ChangedBytes(ctx, t, sealedTag(at), scstore.Tag{})
 }
@@ -51,7 +51,7 @@ func (s *Set) RollBack(ctx context.Context, id scstore.VolumeID, at scstore.Posi
 		err = r.waitCommitted(ctx, sealed)
 	}
 	if err != nil {
-		return fmt.Errorf("volume %s back to %s: %w", id, at, err)
+		return fmt.Errorf("back to position %s: %w", at, err)
 	}
 	return nil
 }
