@@ -21,7 +21,11 @@ func printWhere(line func(key, format string, args ...any), w api.Where) {
 		line("copy", "%s at %s%s", hostAt(c.Site, c.Host), c.Position, copyState(c))
 	}
 	if w.OnlyBytes > 0 {
-		line("only there", "%s at %s alone, the oldest for %s", humanSize(w.OnlyBytes), owner, milliseconds(w.OnlyForMs))
+		since := ""
+		if w.OnlyForMs > 0 {
+			since = ", the oldest for " + milliseconds(w.OnlyForMs)
+		}
+		line("only there", "%s at %s alone%s", humanSize(w.OnlyBytes), owner, since)
 	}
 	if w.Unknown != "" {
 		line("not known", "%s", w.Unknown)

@@ -128,8 +128,8 @@ type Where struct {
 	Fence     scstore.Fence    `json:"fence"`
 	Head      scstore.Position `json:"head"` // the newest committed
 	Copies    []CopyInfo       `json:"copies"`
-	OnlyBytes int64            `json:"only_bytes"` // at the owner alone, flushed or not
-	OnlyForMs int64            `json:"only_for_ms"`
+	OnlyBytes int64            `json:"only_bytes"`        // at the owner alone, flushed or not
+	OnlyForMs int64            `json:"only_for_ms"`       // 0 if no other site is to have them
 	Unknown   string           `json:"unknown,omitempty"` // why what the owner alone has is not known, or all of this may be old
 	Tether    *Tether          `json:"tether,omitempty"`
 	Branches  []string         `json:"branches,omitempty"` // NAME@diverged-FENCE
