@@ -61,7 +61,10 @@ type FetchOptions struct {
 	// Digest reads a span back from what is staged. Safe for concurrent use.
 	Digest func(number uint64) (scstore.Digest, error)
 	// Staged returns which blocks of a window are staged already; nil: none.
-	Staged       func(window scstore.Extent) ([]scstore.Extent, error)
+	Staged func(window scstore.Extent) ([]scstore.Extent, error)
+	// Hole is the digest of a span of zeros: those are staged and not asked for; the zero
+	// value for none.
+	Hole         scstore.Digest
 	WindowBlocks int            // of the first part, whole spans; default DefaultWindowBlocks
 	Streams      int            // for each source; default DefaultStreams
 	Progress     func(Progress) // called now and then, from one goroutine at a time; may be nil
@@ -177,10 +180,8 @@ func (f *fetch) manifests(ctx context.Context) error {
 			return nil
 		}
 		j, err := f.manifest(ctx, window)
-		if err == nil && f.o.Staged != nil {
-			var staged []scstore.Extent
-			staged, err = f.o.Staged(window)
-			j.Have(staged)
+		if err == nil {
+			err = f.prepare(j, window)
 		}
 		if err != nil {
 			if ctx.Err() != nil {
@@ -195,6 +196,23 @@ func (f *fetch) manifests(ctx context.Context) error {
 	f.whole = true
 	f.cond.Broadcast()
 	return nil
+}
+
+// prepare tells a jump what need not be asked for: zeros, and what is staged already.
+func (f *fetch) prepare(j *Jump, window scstore.Extent) error {
+	zeros := j.Zeros(f.o.Hole)
+	for _, e := range zeros {
+		if err := f.o.Stage.ZeroBlocks(e); err != nil {
+			return err
+		}
+	}
+	j.Have(zeros)
+	if f.o.Staged == nil {
+		return nil
+	}
+	staged, err := f.o.Staged(window)
+	j.Have(staged)
+	return err
 }
 
 // manifest asks the sources in turn for the manifest of a window. A jump that was told half

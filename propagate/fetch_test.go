@@ -226,6 +226,27 @@ func TestFetch_DoesNotAskForWhatIsStaged(t *testing.T) {
 	}
 }
 
+func TestFetch_DoesNotAskForSpansOfZeros(t *testing.T) {
+	w := newFetchWorld(t, 1, 1)
+	absent := map[scstore.BlockIndex]bool{}
+	span := scstore.Extent{First: 2 * propagate.SpanBlocks, Count: propagate.SpanBlocks}
+	for b := span.First; b < span.End(); b++ {
+		absent[b] = true
+	}
+	clear(w.next[span.First.Offset():span.End().Offset()])
+	lib := w.sources[0].lib
+	lib.changed = append(slices.DeleteFunc(lib.changed, func(e scstore.Extent) bool { return e.End() > span.First }), span)
+	copy(w.next[span.End().Offset():], w.old[span.End().Offset():])
+	lib.to = &content{bytes: w.next, absent: absent}
+	w.o.Hole = spanDigest(make([]byte, spanBytes), 0)
+	if _, err := propagate.Fetch(t.Context(), w.o); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(w.stage.bytes, w.next) {
+		t.Error("the content is not the new one")
+	}
+}
+
 // TestFetch_AsksForTheNextManifestWhileBlocksCome has a source that answers for blocks only
 // once it was asked for all manifests: the source hashes for each of them, for seconds.
 func TestFetch_AsksForTheNextManifestWhileBlocksCome(t *testing.T) {

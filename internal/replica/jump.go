@@ -361,7 +361,7 @@ func (s *Set) runJump(ctx context.Context, r *Replica, j *jump, p plan) error {
 	t := head.table
 	o := propagate.FetchOptions{
 		Jump:  propagate.JumpOptions{Volume: r.id, From: p.from, To: p.to, Window: blocksOf(t), Root: root},
-		Stage: staging{j, t}, Base: base, Digest: head.DigestSpan,
+		Stage: staging{j, t}, Base: base, Digest: head.DigestSpan, Hole: volume.HoleSpanDigest(),
 		Staged: func(window scstore.Extent) ([]scstore.Extent, error) { return r.stagedIn(ctx, t, p.from, window) },
 		Progress: func(got propagate.Progress) {
 			r.mu.Lock()
