@@ -26,9 +26,10 @@ type fill struct {
 	filled  uint64
 }
 
-// fillDue reports whether there is something to be brought. mu is held.
+// fillDue reports whether there is something to be brought. A hand-off to here comes first:
+// its messages would wait in the same queues. mu is held.
 func (r *Replica) fillDue() bool {
-	return r.facts.Partial != (scstore.Position{}) && r.table != nil && r.fill == nil && r.jump == nil && r.set.now() >= r.retryAt
+	return r.target == nil && r.facts.Partial != (scstore.Position{}) && r.table != nil && r.fill == nil && r.jump == nil && r.set.now() >= r.retryAt
 }
 
 // startFill brings what is missing, in the background.
