@@ -125,9 +125,10 @@ func (t *Table) fill(at scstore.Tag, e scstore.Extent, p []byte) (filled uint64,
 	return filled, nil
 }
 
-// fillPart fills up to resolveBlocks blocks, with zeros if p is nil. What it finds out about them without
-// the log's lock holds under it if the memtable is still the same and has nothing
-// newer for them: all that happened since is in there. Otherwise it looks again.
+// fillPart fills up to resolveBlocks blocks, with zeros if p is nil. What it finds out
+// about them without the log's lock holds under it if the memtable is still the same and
+// has nothing newer for them: all that happened since is in there. Otherwise it looks
+// again.
 func (t *Table) fillPart(view uint32, first uint64, n int, p []byte, shown, head *scratch) (filled uint64, err error) {
 	s := t.store
 	for range MaxMoves {
