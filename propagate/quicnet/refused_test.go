@@ -191,12 +191,13 @@ func TestDoor_StrayPacketsAreCountedAndLoggedNowAndThen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	// Of a packet that is not QUIC it is known where it came from.
-	if _, err := conn.Write(make([]byte, 40)); err != nil {
-		t.Fatal(err)
-	}
+	// Of a packet that is not QUIC it is known where it came from. The library drops those
+	// that come before anybody asks for them.
 	eventually(t, "the sender is logged", func() bool {
-		return len(log.with("stray packet", "from="+conn.LocalAddr().String())) == 1
+		if _, err := conn.Write(make([]byte, 40)); err != nil {
+			t.Fatal(err)
+		}
+		return len(log.with("stray packet", "from="+conn.LocalAddr().String())) > 0
 	})
 	rng := rand.New(rand.NewChaCha8([32]byte{3}))
 	const sent = 2000
