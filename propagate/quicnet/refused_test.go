@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -77,10 +78,10 @@ func TestSeldom_LetsABurstThroughAndCountsTheRest(t *testing.T) {
 }
 
 // answering is a Joiner that has one answer.
-type answering struct{ err error }
+type answering struct{ err atomic.Pointer[error] }
 
 func (a *answering) Join(context.Context, JoinRequest) (JoinReply, error) {
-	return JoinReply{}, a.err
+	return JoinReply{}, *a.err.Load()
 }
 
 func TestJoin_RefusalsAreCountedByTheirReason(t *testing.T) {
@@ -98,7 +99,8 @@ func TestJoin_RefusalsAreCountedByTheirReason(t *testing.T) {
 		scstore.ErrBusy: reasonJoin,
 	} {
 		before := refusals(a, r)
-		joiner.err = fmt.Errorf("because of %s: %w", r, sentinel)
+		answer := fmt.Errorf("because of %s: %w", r, sentinel)
+		joiner.err.Store(&answer)
 		if _, err := Join(t.Context(), ask(token, t.TempDir(), 2)); !errors.Is(err, sentinel) {
 			t.Errorf("%s: got %v", r, err)
 		}
