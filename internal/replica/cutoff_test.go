@@ -63,14 +63,14 @@ func cutOffForHours(t *testing.T, w *moveWorld, alone *moveHost) {
 // the number of marks.
 func bounded(t *testing.T, h *moveHost) int {
 	t.Helper()
+	var history []meta.Point
+	_ = h.View(moveGroup, func(st *meta.State) { history = st.History(vol) }) // its lock comes before Replica.mu
 	r, _ := h.set.lookup(vol)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h.set.mu.Lock()
 	asked := len(h.set.asked)
 	h.set.mu.Unlock()
-	var history []meta.Point
-	_ = h.View(moveGroup, func(st *meta.State) { history = st.History(vol) })
 	if len(r.facts.Pending) > maxPending || len(r.stamps) > maxStamps || asked > 1025 || len(history) > meta.MaxRecent+2 {
 		t.Fatalf("%d epochs wait to be committed, %d stamps, %d questions, %d points of the history", len(r.facts.Pending), len(r.stamps), asked, len(history))
 	}

@@ -495,10 +495,11 @@ func TestMove_WhoStopsWaitingIsTold(t *testing.T) {
 			w.losing(nil)
 			w.refusing(nil)
 			w.eventually("it is not decided", func() bool {
+				decided := a.tenure(vol).Move.IsZero() // the view's lock comes before Replica.mu
 				r, _ := a.set.lookup(vol)
 				r.mu.Lock()
 				defer r.mu.Unlock()
-				return a.tenure(vol).Move.IsZero() && r.source == nil
+				return decided && r.source == nil
 			})
 			if a.tenure(vol).Holder != a.disk {
 				w.moveTo(b, a)
