@@ -58,8 +58,9 @@ type FetchOptions struct {
 	Sources []Source // the best first; at most MaxSources
 	Stage   Stage    // safe for concurrent use
 	Base    Reader   // the replica at Jump.From, safe for concurrent use; nil for none
-	// Digest reads a span back from what is staged. Safe for concurrent use.
-	Digest func(number uint64) (scstore.Digest, error)
+	// Digest reads a span back from what is staged, of which so much changes with the jump;
+	// if it is asked again all of it may have. Safe for concurrent use.
+	Digest func(number uint64, changed []scstore.Extent) (scstore.Digest, error)
 	// Staged returns which blocks of a window are staged already; nil: none.
 	Staged func(window scstore.Extent) ([]scstore.Extent, error)
 	// Hole is the digest of a span of zeros: those are staged and not asked for; the zero
@@ -395,8 +396,9 @@ func (f *fetch) verify(ctx context.Context) error {
 			}
 			f.cond.Wait()
 		}
+		changed := j.ChangedIn(number)
 		f.mu.Unlock()
-		d, err := f.o.Digest(number)
+		d, err := f.o.Digest(number, changed)
 		f.mu.Lock()
 		if err == nil {
 			err = j.Verified(number, d)

@@ -139,7 +139,7 @@ func (s *safe) ZeroBlocks(e scstore.Extent) error {
 	return errors.Join(s.err, s.content.ZeroBlocks(e))
 }
 
-func (s *safe) digest(number uint64) (scstore.Digest, error) {
+func (s *safe) digest(number uint64, _ []scstore.Extent) (scstore.Digest, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return spanDigest(s.bytes, number), nil
@@ -319,11 +319,11 @@ func TestFetch_SaysWhyItDoesNotEnd(t *testing.T) {
 		}, full},
 		"wrong bytes": {func(w *fetchWorld, _ context.CancelCauseFunc) {
 			digest := w.o.Digest
-			w.o.Digest = func(number uint64) (d scstore.Digest, err error) {
+			w.o.Digest = func(number uint64, changed []scstore.Extent) (d scstore.Digest, err error) {
 				if number == 3 {
 					return d, nil
 				}
-				return digest(number)
+				return digest(number, changed)
 			}
 		}, scstore.ErrCorrupt},
 		"no room":           {func(w *fetchWorld, _ context.CancelCauseFunc) { w.stage.err = full }, full},

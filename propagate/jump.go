@@ -220,6 +220,15 @@ func (j *Jump) Changed() []scstore.Extent {
 	return out
 }
 
+// ChangedIn returns those in one span. Precondition: the manifest has ended.
+func (j *Jump) ChangedIn(number uint64) []scstore.Extent {
+	i, ok := j.find(number)
+	if !ok {
+		return nil
+	}
+	return j.spans[i].changed.appendExtents(nil, j.spans[i].start())
+}
+
 // Zeros returns those extents of the manifest that lie in spans of which the digest says
 // that they hold only zeros: it is that of hole. They need not be fetched. Precondition:
 // the manifest has ended.

@@ -47,14 +47,35 @@ func appendExtent(list []scstore.Extent, e scstore.Extent) []scstore.Extent {
 
 // DigestSpan returns the digest of one span. Errors: those of ReadAt.
 func (v *Volume) DigestSpan(number uint64) (scstore.Digest, error) {
-	first := scstore.BlockIndex(number * SpanBlocks)
-	e := scstore.Extent{First: first, Count: SpanBlocks}.Clamp(scstore.Extent{Count: uint64(v.Size()) / scstore.BlockSize})
-	if number >= uint64(scstore.MaxVolumeBytes)/(SpanBlocks*scstore.BlockSize) || e.Count == 0 {
-		return scstore.Digest{}, fmt.Errorf("volume %s: span %d: %w", v.id, number, scstore.ErrInvalid)
-	}
-	p := make([]byte, e.Count*scstore.BlockSize)
-	if _, err := v.ReadAt(p, first.Offset(), nil); err != nil {
+	nodes := holeNodes()
+	if err := v.hashGroups(&nodes, number, allGroups); err != nil {
 		return scstore.Digest{}, err
 	}
-	return SpanDigest(p), nil
+	return foldNodes(nodes, 4), nil
+}
+
+// allGroups are all groups of a span, by bit.
+const allGroups = 1<<(SpanBlocks/groupLeaves) - 1
+
+// hashGroups sets the nodes of some groups of a span, by bit, to what the volume holds.
+func (v *Volume) hashGroups(nodes *spanNodes, number uint64, groups uint) error {
+	first, size := scstore.BlockIndex(number*SpanBlocks), uint64(v.Size())/scstore.BlockSize
+	if number >= uint64(scstore.MaxVolumeBytes)/(SpanBlocks*scstore.BlockSize) || uint64(first) >= size {
+		return fmt.Errorf("volume %s: span %d: %w", v.id, number, scstore.ErrInvalid)
+	}
+	var parts []scstore.Extent
+	for g := range scstore.BlockIndex(len(nodes)) {
+		e := scstore.Extent{First: first + g*groupLeaves, Count: groupLeaves}.Clamp(scstore.Extent{Count: size})
+		if groups&(1<<g) != 0 && e.Count > 0 {
+			parts = appendExtent(parts, e)
+		}
+	}
+	for _, e := range parts {
+		p := make([]byte, e.Count*scstore.BlockSize)
+		if _, err := v.ReadAt(p, e.First.Offset(), nil); err != nil {
+			return err
+		}
+		nodes.set(int(e.First-first), p)
+	}
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"hash"
 	"iter"
+	"slices"
 
 	"scstore"
 )
@@ -41,6 +42,9 @@ var holeDigests = func() (d [9]scstore.Digest) {
 	return d
 }()
 
+// holeLeaves are the leaves of a span of holes.
+var holeLeaves = [SpanBlocks]scstore.Digest(slices.Repeat(holeDigests[:1], SpanBlocks))
+
 func nodeDigest(left, right *scstore.Digest) scstore.Digest {
 	var b [1 + 2*sha256.Size]byte
 	b[0] = domainNode
@@ -65,9 +69,33 @@ func BlockDigest(block []byte) scstore.Digest {
 // SpanDigest returns the digest of a span: span holds up to SpanBlocks blocks, and
 // what is missing at the end of a volume counts as holes.
 func SpanDigest(span []byte) scstore.Digest {
-	t := holeTree()
-	t.set(0, span)
-	return t.fold()
+	nodes := holeNodes()
+	nodes.set(0, span)
+	return foldNodes(nodes, 4)
+}
+
+// spanNodes are the nodes over groupLeaves leaves each of a span.
+type spanNodes [SpanBlocks / groupLeaves]scstore.Digest
+
+// holeNodes returns the nodes over holes.
+func holeNodes() (t spanNodes) {
+	for n := range t {
+		t[n] = holeDigests[4]
+	}
+	return t
+}
+
+// set hashes whole groups from that of a block on; what is missing at the end of the last
+// one counts as holes.
+func (t *spanNodes) set(first int, blocks []byte) {
+	for g := first / groupLeaves; len(blocks) > 0; g++ {
+		leaves := [groupLeaves]scstore.Digest(holeLeaves[:])
+		for n := 0; n < groupLeaves && len(blocks) > 0; n++ {
+			leaves[n] = BlockDigest(blocks[:scstore.BlockSize])
+			blocks = blocks[scstore.BlockSize:]
+		}
+		t[g] = foldNodes(leaves, 0)
+	}
 }
 
 // spanTree is the tree over a span. It keeps the leaves and, of the nodes, those over
@@ -76,7 +104,7 @@ func SpanDigest(span []byte) scstore.Digest {
 // for twice the memory.
 type spanTree struct {
 	leaves [SpanBlocks]scstore.Digest
-	groups [SpanBlocks / groupLeaves]scstore.Digest
+	groups spanNodes
 	stale  uint // the groups, by bit, that do not cover what their leaves are now
 }
 
@@ -85,12 +113,7 @@ const groupLeaves = 16
 
 // holeTree returns the tree over holes.
 func holeTree() (t spanTree) {
-	for n := range t.leaves {
-		t.leaves[n] = holeDigests[0]
-	}
-	for n := range t.groups {
-		t.groups[n] = holeDigests[4]
-	}
+	t.leaves, t.groups = holeLeaves, holeNodes()
 	return t
 }
 

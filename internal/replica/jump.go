@@ -27,6 +27,7 @@ var errStopped = fmt.Errorf("the jump was stopped: %w", scstore.ErrBusy)
 type jump struct {
 	from, to scstore.Position
 	cancel   context.CancelCauseFunc
+	verified *volume.Verified // of the copy as it becomes; nil for a map
 
 	mu    sync.RWMutex // held shared over each change of the table, alone to end them; after Replica.mu
 	ended bool
@@ -361,7 +362,7 @@ func (s *Set) runJump(ctx context.Context, r *Replica, j *jump, p plan) error {
 	t := head.table
 	o := propagate.FetchOptions{
 		Jump:  propagate.JumpOptions{Volume: r.id, From: p.from, To: p.to, Window: blocksOf(t), Root: root},
-		Stage: staging{j, t}, Base: base, Digest: head.DigestSpan, Hole: volume.HoleSpanDigest(),
+		Stage: staging{j, t}, Base: base, Digest: head.digest, Hole: volume.HoleSpanDigest(),
 		Staged: func(window scstore.Extent) ([]scstore.Extent, error) { return r.stagedIn(ctx, t, p.from, window) },
 		Progress: func(got propagate.Progress) {
 			r.mu.Lock()
@@ -382,6 +383,20 @@ func (s *Set) runJump(ctx context.Context, r *Replica, j *jump, p plan) error {
 type stagedTable struct {
 	*volume.Volume
 	table *block.Table
+	jump  *jump
+}
+
+// digest reads a span back, of which so much is staged.
+func (s stagedTable) digest(number uint64, changed []scstore.Extent) (scstore.Digest, error) {
+	d, err := s.jump.verified.DigestSpan(s.Volume, number, s.jump.to, changed)
+	if invariant.Enabled && err == nil {
+		_ = s.jump.do(func() error { // nobody else changes the head
+			whole, err := s.DigestSpan(number)
+			invariant.Check(err != nil || d == whole, "volume %s: span %d on the way to %s is not what its parts say", s.ID(), number, s.jump.to)
+			return nil
+		})
+	}
+	return d, err
 }
 
 // stage gets the table ready for a jump. base is what is shown at p.from, nil for nothing.
@@ -426,7 +441,11 @@ func (r *Replica) stage(j *jump, p plan) (base propagate.Reader, head stagedTabl
 	if err != nil {
 		return nil, head, nil, err
 	}
-	head = stagedTable{v, r.table}
+	if j.verified = r.verified.spans; j.verified == nil || r.verified.at != p.from {
+		j.verified = volume.NewVerified()
+	}
+	r.verified.spans = nil // until the jump arrives
+	head = stagedTable{v, r.table, j}
 	if p.from == (scstore.Position{}) {
 		return nil, head, func() {}, nil
 	}
@@ -476,6 +495,7 @@ func (r *Replica) arrive(j *jump, to scstore.Position) error {
 	if err := r.table.Sync(context.Background()); err != nil {
 		return err
 	}
+	r.verified.at, r.verified.spans = to, j.verified
 	r.facts.hold(to)
 	r.facts.Jump = nil
 	if r.facts.Partial == to {

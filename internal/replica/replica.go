@@ -59,6 +59,11 @@ type Replica struct {
 	fill   *fill // brings what is missing
 	hurry  int   // who waits for it
 
+	verified struct { // what is remembered of the spans of the last position that a jump came to
+		at    scstore.Position
+		spans *volume.Verified // nil for nothing
+	}
+
 	retryAt  time.Duration // no jump before
 	failures int           // in a row
 	later    bool          // the state is looked at again in a moment
