@@ -55,6 +55,7 @@ var libraries = map[string][]string{
 	"github.com/docker/go-units":              {"cmd/scstore"},
 	"github.com/gofrs/flock":                  {"internal/host"},
 	"github.com/pierrec/lz4":                  {"propagate/codec"},
+	"github.com/hashicorp/golang-lru":         {"fs/volume"},
 	"github.com/klauspost/compress":           {"propagate/codec"},
 	"github.com/lni/dragonboat":               {"consensus", "consensus/consensustest", "propagate/quicnet/raftnet"},
 	"github.com/prometheus/client_golang":     {"consensus", "fs/block", "fs/volume", "internal/api", "internal/cluster", "internal/host", "internal/replica", "nbd", "propagate/quicnet", "propagate/quicnet/raftnet"},
