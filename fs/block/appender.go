@@ -12,9 +12,6 @@ const (
 	// directWriteBytes is the size from which a write goes straight from the
 	// caller's buffer to the file instead of by way of the group's buffer.
 	directWriteBytes = 64 << 10
-	// writeBackBytes is how much a segment grows before the kernel is told to
-	// start writing it: flushes then find little left to do.
-	writeBackBytes = 8 << 20
 )
 
 // appender is one append stream: the open group at the end of the active segment.
@@ -37,7 +34,7 @@ type appender struct {
 	written int    // slots below this are in the file
 	dirty   bool   // the header in buf is newer than the file's
 	chain   uint32
-	started int64 // bytes of seg for which writeback was started
+	started int64 // bytes of seg that the kernel was told to write
 
 	unsynced []*segment // written to since their last sync, oldest first
 }
@@ -159,13 +156,15 @@ func (a *appender) publish() error {
 		}
 	}
 	a.dirty = false
-	if bytes := int64(a.seg.next) * scstore.BlockSize; bytes-a.started >= writeBackBytes {
-		if err := a.seg.file.WriteBack(a.started, bytes-a.started); err != nil {
-			return fmt.Errorf("start writeback of segment %x: %w", a.seg.id, err)
-		}
-		a.started = bytes
-	}
 	return nil
+}
+
+// behind returns how many bytes of the active segment the kernel was not told to write yet.
+func (a *appender) behind() int64 {
+	if a.seg == nil {
+		return 0
+	}
+	return int64(a.written)*scstore.BlockSize - a.started
 }
 
 // closeGroup publishes the open group and lets no more records into it.

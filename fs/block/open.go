@@ -89,6 +89,7 @@ func (s *Store) start() {
 	s.group, ctx = errgroup.WithContext(ctx)
 	s.group.Go(func() error { return s.pool.fill(ctx) })
 	for kind, work := range map[task]func(context.Context){
+		taskWriteBack:  func(context.Context) { s.writeBack() },
 		taskSync:       func(context.Context) { _ = s.Sync() },
 		taskCheckpoint: func(context.Context) { s.tryCheckpoint() },
 		taskClean:      s.clean,
@@ -110,7 +111,8 @@ func (s *Store) start() {
 type task int
 
 const (
-	taskSync       task = iota // a lot is unsynced: the next flush should not pay for all of it
+	taskWriteBack  task = iota // the device has little to do: flushes should find little left
+	taskSync                   // a lot is unsynced: the next flush should not pay for all of it
 	taskCheckpoint             // the log to replay grows long
 	taskClean                  // space runs low
 	taskCount

@@ -50,7 +50,7 @@ type pool struct {
 	nextID uint64
 	full   bool  // the file system has no room for another segment
 	making bool  // the filler is making a spare of a free file
-	hurry  bool  // a writer waits: segments are only reserved, not zero-filled
+	hurry  bool  // the filler is behind: segments are only reserved, not zero-filled
 	err    error // of the filler; sticky
 	closed bool
 	wake   chan struct{}
@@ -62,6 +62,7 @@ func (p *pool) take(reserve int) (*segment, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.kick()
+	p.hurry = p.hurry || len(p.spares) <= reserve+1 // this is the last one
 	switch {
 	case p.closed:
 		return nil, fmt.Errorf("take segment: %w", scstore.ErrClosed)
@@ -74,7 +75,6 @@ func (p *pool) take(reserve int) (*segment, error) {
 	case p.exhausted():
 		return nil, fmt.Errorf("take segment: %w", scstore.ErrNoSpace)
 	}
-	p.hurry = true
 	return nil, errNeedSegment
 }
 
@@ -199,7 +199,7 @@ func (p *pool) fillOne() bool {
 		p.free, p.names = p.free[:haveFree-1], p.names[:haveFree-1]
 		p.making = true
 	}
-	id, hurry := p.nextID, p.hurry
+	id := p.nextID
 	if want {
 		p.nextID++
 	} else {
@@ -211,7 +211,7 @@ func (p *pool) fillOne() bool {
 	case want && file != nil:
 		return p.done(p.recycle(file, name, id))
 	case want:
-		return p.done(p.create(id, !hurry))
+		return p.done(p.create(id))
 	case file != nil:
 		return p.done(nil, p.unlink(file, name))
 	}
@@ -239,12 +239,9 @@ func (p *pool) done(g *segment, err error) bool {
 	return true
 }
 
-// create makes a segment file and, if zero is set, fills it with zeros, so that no
-// later flush has to allocate. A writer that streams faster than that is better
-// served without: it would write everything twice, and its flushes are rare.
-// Errors: ErrNoSpace if the reserve
-// would be touched; nothing is left then.
-func (p *pool) create(id uint64, zero bool) (*segment, error) {
+// create makes a segment file and fills it with zeros, so that no later flush has to
+// allocate. Errors: ErrNoSpace if the reserve would be touched; nothing is left then.
+func (p *pool) create(id uint64) (*segment, error) {
 	size := int64(p.slots) * scstore.BlockSize
 	u, err := p.fs.Usage()
 	if err != nil {
@@ -259,8 +256,8 @@ func (p *pool) create(id uint64, zero bool) (*segment, error) {
 		return nil, fmt.Errorf("make segment: %w", err)
 	}
 	g := newSegment(p.store, id, p.slots, f)
-	if err = f.Allocate(size); err == nil && zero {
-		err = writeZeros(f, size)
+	if err = f.Allocate(size); err == nil {
+		err = p.writeZeros(f, size)
 	}
 	if err == nil {
 		err = p.finish(g)
@@ -271,15 +268,23 @@ func (p *pool) create(id uint64, zero bool) (*segment, error) {
 	return g, nil
 }
 
-// writeZeros fills the file.
-func writeZeros(f disk.File, size int64) error {
+// writeZeros fills the file, as long as the filler keeps up. A writer that streams faster
+// is better served without: it would write everything twice, and its flushes are rare.
+func (p *pool) writeZeros(f disk.File, size int64) error {
 	zeros := make([]byte, min(size, 1<<20))
-	for off := int64(0); off < size; off += int64(len(zeros)) {
+	for off := int64(0); off < size && !p.behind(); off += int64(len(zeros)) {
 		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-off)], off); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// behind reports whether the filler should hurry.
+func (p *pool) behind() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.hurry
 }
 
 // recycle gives a dead segment's file a new id. What it holds stays; no header in

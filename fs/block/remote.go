@@ -197,7 +197,7 @@ func (t *Table) fillLocked(r record, p []byte, mem *memtable) (filled uint64, er
 	next := r.first
 	err = s.appendLocked(r, p, reserveDiscards, func(r *record) error {
 		next = r.first
-		if err := s.throttle(); err != nil {
+		if err := s.throttle(r); err != nil {
 			return err
 		}
 		s.mapMu.RLock()

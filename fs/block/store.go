@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -19,8 +20,8 @@ import (
 const (
 	// DefaultMapMemoryBytes is how much of the extent map stays in memory.
 	DefaultMapMemoryBytes = 32 << 20
-	// MaxUnsyncedBytes is how much acknowledged data may wait for the device; a
-	// writer that comes to it waits for a sync.
+	// MaxUnsyncedBytes is how much acknowledged data may wait for the device. From half
+	// of it on writers are slowed down; one that comes to it waits for a sync.
 	MaxUnsyncedBytes = 64 << 20
 	// MaxReplayBytes bounds the log that a restart replays.
 	MaxReplayBytes = 512 << 20
@@ -108,7 +109,7 @@ func defaultSlots(totalBytes uint64) int {
 }
 
 // Store is the local store of one host. All methods are safe for concurrent use.
-// Lock order: createMu, ckptMu, logMu, mapMu, then the leaf locks (pool, cache, syncMu, damageMu).
+// Lock order: createMu, ckptMu, paceMu, logMu, mapMu, then the leaf locks (pool, cache, syncMu, damageMu).
 type Store struct {
 	id          scstore.StoreID
 	incarnation uint64
@@ -150,10 +151,16 @@ type Store struct {
 	capture    *capture   // of a checkpoint not yet in force; also guarded by logMu
 	emptied    []*segment // by the cleaner; not named by the next checkpoint
 
-	syncMu   sync.Mutex
-	syncCond sync.Cond
-	syncing  bool
-	synced   atomic.Uint64 // every record below this seq is durable
+	syncMu    sync.Mutex
+	syncCond  sync.Cond
+	syncing   bool
+	syncBegan time.Time     // of the last round
+	syncTook  time.Duration // of the last that ended
+	synced    atomic.Uint64 // every record below this seq is durable
+
+	// paceMu is held by the one writer that sleeps because it is slowed down.
+	paceMu sync.Mutex
+	paceAt time.Time // until then the bytes are used up that were written
 
 	requests [taskCount]chan struct{}
 
@@ -197,7 +204,7 @@ func (s *Store) appendLog(t *Table, r record, data []byte, reserve int) error {
 	s.logMu.Lock()
 	defer s.logMu.Unlock()
 	return s.appendLocked(r, data, reserve, func(r *record) error {
-		if err := s.throttle(); err != nil {
+		if err := s.throttle(r); err != nil {
 			return err
 		}
 		return t.admit(r)
@@ -245,29 +252,6 @@ func (s *Store) appendLocked(r record, data []byte, reserve int, allow func(*rec
 		}
 		r.first, r.count, data = r.first+uint64(n), r.count-uint64(n), data[bytes:]
 	}
-}
-
-// throttle holds a writer back while too much waits for the device or for a
-// checkpoint. logMu is held, and let go of meanwhile.
-func (s *Store) throttle() error {
-	if s.unsynced >= MaxUnsyncedBytes/2 {
-		s.request(taskSync)
-	}
-	if s.logBytes >= checkpointBytes {
-		s.request(taskCheckpoint)
-	}
-	var err error
-	switch {
-	case s.unsynced >= MaxUnsyncedBytes:
-		s.logMu.Unlock()
-		err = s.Sync()
-		s.logMu.Lock()
-	case s.logBytes >= MaxReplayBytes:
-		s.logMu.Unlock()
-		err = s.Checkpoint()
-		s.logMu.Lock()
-	}
-	return errors.Join(err, s.poison)
 }
 
 // apply changes the map and the tables as the record says. Replay runs the same
@@ -403,11 +387,11 @@ func (s *Store) Sync() error {
 			s.syncCond.Wait()
 			continue
 		}
-		s.syncing = true
+		s.syncing, s.syncBegan = true, time.Now()
 		s.syncMu.Unlock()
 		err := s.syncRound()
 		s.syncMu.Lock()
-		s.syncing = false
+		s.syncing, s.syncTook = false, time.Since(s.syncBegan)
 		s.syncCond.Broadcast()
 		if err != nil {
 			s.syncMu.Unlock()

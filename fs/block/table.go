@@ -346,7 +346,7 @@ func (s *Store) appendCreate(r record, base *Table, at scstore.Tag) error {
 	s.logMu.Lock()
 	defer s.logMu.Unlock()
 	return s.appendLocked(r, nil, reserveDiscards, func(r *record) error {
-		if err := s.throttle(); err != nil || at.IsZero() {
+		if err := s.throttle(r); err != nil || at.IsZero() {
 			return err
 		}
 		base.pinMu.Lock()
