@@ -69,8 +69,10 @@ type File interface {
 	Truncate(length int64) error
 	// Datasync makes the file's data, and the length needed to read it, durable.
 	Datasync() error
-	// WriteBack starts writing the range to the device and does not wait. It is
-	// a hint and never a durability point.
+	// WriteBack starts writing the range to the device without waiting for the
+	// write to end. A busy device can still hold the call for hundreds of
+	// milliseconds, so no lock that a request needs is held over it. It is a hint
+	// and never a durability point.
 	WriteBack(off, length int64) error
 	// Size returns the file's length in bytes.
 	Size() (int64, error)
