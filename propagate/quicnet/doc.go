@@ -19,9 +19,10 @@
 // are dialed when needed, from either side, and either side opens streams on them. Of
 // two that were dialed at once for one slot both ends keep the same one, and the other
 // one's streams finish. A request that meets no free connection of the pool takes the
-// least busy one while another is dialed. A quiet connection of the pool is closed; who
-// had a stream on its way to it knows from the code that it was not looked at, and sends
-// it again.
+// least busy one while another is dialed; one that nobody waits for rather waits for
+// that, unless it is one of few. A quiet connection of the pool is closed; who had a
+// stream on its way to it knows from the code that it was not looked at, and sends it
+// again.
 //
 // # Invariants
 //

@@ -50,33 +50,32 @@ func newPeer(n *Net, disk scstore.StoreID) *peer {
 }
 
 // maxRounds bounds how often a link is looked for: one that is lost at once each
-// time is none.
-const maxRounds = 3
+// time is none. Who finds all crowded waits for as many as the pool has by default.
+const maxRounds = DefaultBulk + 2
 
 // link returns a link for the class with one stream counted on it, and makes one if
 // there is none.
 func (p *peer) link(ctx context.Context, class Class) (*link, error) {
-	for range maxRounds {
+	for round := range maxRounds {
 		p.mu.Lock()
-		l, wanted := p.pickLocked(class)
-		if l != nil {
-			l.enterLocked(false)
-		}
+		l, wanted, wait := p.pickLocked(class)
 		var a *attempt
 		var err error
 		if wanted >= 0 {
 			a, err = p.dialLocked(wanted)
 		}
-		p.mu.Unlock()
-		if l != nil {
+		if l != nil && (!wait || a == nil || round == maxRounds-1) {
+			l.enterLocked(false)
+			p.mu.Unlock()
 			return l, nil
 		}
+		p.mu.Unlock()
 		if err != nil {
 			return nil, err
 		}
 		select {
 		case <-a.done:
-			if a.err != nil {
+			if a.err != nil && l == nil {
 				return nil, a.err
 			}
 		case <-ctx.Done():
@@ -96,35 +95,47 @@ func (p *peer) name() string {
 	return "disk " + p.disk.String()
 }
 
-// pickLocked returns the best link for the class, or nil, and the slot that should be
-// dialed, or -1. What is urgent and small takes the control connection rather than
-// wait for one of the pool.
-func (p *peer) pickLocked(class Class) (*link, int) {
+// crowdedStreams is how many streams a link has on which one that nobody waits for rather
+// waits until another link is made: it would stay there until it ends, however slow
+// the link becomes.
+const crowdedStreams = 4
+
+// pickLocked returns the best link for the class, or nil, the slot that should be
+// dialed, or -1, and whether to wait for that one all the same. What is urgent and small
+// takes the control connection rather than wait for one of the pool.
+func (p *peer) pickLocked(class Class) (best *link, wanted int, wait bool) {
 	if class == ClassRaft {
 		if l := p.slots[0]; l != nil {
-			return l, -1
+			return l, -1, false
 		}
-		return nil, 0
+		return nil, 0, true
 	}
-	var best *link
-	free := -1
+	wanted, coming := -1, -1 // of those that are being made the last: most are ready by then
 	for slot := 1; slot <= MaxBulk; slot++ {
 		switch l := p.slots[slot]; {
 		case l != nil && (best == nil || l.active < best.active):
 			best = l
-		case l == nil && free < 0 && slot <= p.n.o.Bulk && p.attempts[slot] == nil:
-			free = slot
+		case l != nil:
+		case p.attempts[slot] != nil:
+			coming = slot
+		case wanted < 0 && slot <= p.n.o.Bulk:
+			wanted = slot
 		}
 	}
 	switch {
 	case best != nil && best.active == 0:
-		return best, -1
+		return best, -1, false
+	case best != nil && best.active >= crowdedStreams && class >= ClassAsync:
+		if wanted < 0 {
+			wanted = coming
+		}
+		return best, wanted, true
 	case best != nil:
-		return best, free
+		return best, wanted, false
 	case p.slots[0] != nil && (class == ClassDemand || class == ClassManifest):
-		return p.slots[0], free
+		return p.slots[0], wanted, false
 	}
-	return nil, 1
+	return nil, 1, true
 }
 
 // dialLocked begins to make the link of a slot, unless that is under way, or the

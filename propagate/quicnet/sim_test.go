@@ -319,6 +319,44 @@ func TestSim_UrgentStreamsOvertake(t *testing.T) {
 	}
 }
 
+// TestSim_StreamsThatBeginTogetherShareThePool opens many when there is no connection yet.
+// What can wait is spread over the pool; a sync goes at once.
+func TestSim_StreamsThatBeginTogetherShareThePool(t *testing.T) {
+	for class, spread := range map[Class]bool{ClassSync: false, ClassAsync: true, ClassRepair: true} {
+		synctest.Test(t, func(t *testing.T) {
+			w, wan := newWorld(t), newWAN(40*time.Millisecond, 0)
+			a, b := w.host(t, 1, wan.on(1, nil)), w.open(t, 2, wan.on(2, nil))
+			b.Handle(kindDrain, drain)
+			if err := b.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			for range DefaultBulk * crowdedStreams {
+				wg.Go(func() {
+					s, err := a.OpenStream(t.Context(), disk(2), class, kindDrain)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer s.Cancel(scstore.ErrClosed)
+					time.Sleep(time.Minute)
+				})
+			}
+			time.Sleep(time.Second)
+			p, most := a.all()[0], 0
+			p.mu.Lock()
+			for l := range p.links {
+				most = max(most, l.active)
+			}
+			p.mu.Unlock()
+			if spread != (most <= 2*crowdedStreams) {
+				t.Errorf("%s: a connection has %d of %d streams", class, most, DefaultBulk*crowdedStreams)
+			}
+			wg.Wait()
+		})
+	}
+}
+
 // TestSim_LossWithoutAQueueWidensThePool sends bulk over a link that loses packets, and
 // over one that is full.
 func TestSim_LossWithoutAQueueWidensThePool(t *testing.T) {
