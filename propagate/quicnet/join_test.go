@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -65,10 +66,18 @@ func (g *gate) Join(_ context.Context, r JoinRequest) (JoinReply, error) {
 	return JoinReply{Membership: append([]byte("welcome from "), r.Payload...)}, nil
 }
 
-func (g *gate) calls() int {
+// calls returns what was asked.
+func (g *gate) calls() []JoinRequest {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.asked)
+	return slices.Clone(g.asked)
+}
+
+// spent returns how many tokens were used up.
+func (g *gate) spent() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.used)
 }
 
 func ask(token authority.Token, dir string, n byte) JoinOptions {
@@ -91,7 +100,7 @@ func TestJoin_TokenLetsOneHostIn(t *testing.T) {
 	if got := joined.Keys.Identity(); got != w.identity(2) || joined.Incarnation != 4 || string(joined.Membership) != "welcome from site-b" || joined.Keys.Authority().HoldsKey() {
 		t.Errorf("joined as %v, %+v", got, joined)
 	}
-	if got := g.asked[0]; got.Disk != disk(2) || got.Host != "host-2" || got.Token != token.ID() || got.Addr == "" {
+	if got := g.calls()[0]; got.Disk != disk(2) || got.Host != "host-2" || got.Token != token.ID() || got.Addr == "" {
 		t.Errorf("asked with %+v", got)
 	}
 	keys, err := authority.Load(dir)
@@ -136,8 +145,8 @@ func TestJoin_LostAnswerCanBeAskedForAgain(t *testing.T) {
 	if _, err := Join(t.Context(), ask(token, dir, 2)); err != nil {
 		t.Errorf("asked again: %v", err)
 	}
-	if g.calls() != 2 {
-		t.Errorf("the cluster was asked %d times", g.calls())
+	if n := len(g.calls()); n != 2 {
+		t.Errorf("the cluster was asked %d times", n)
 	}
 }
 
@@ -199,8 +208,8 @@ func TestJoin_RefusalsHaveAReasonAndChangeNothing(t *testing.T) {
 			t.Errorf("%s: the folder holds keys: %v", c.name, err)
 		}
 	}
-	if len(g.used) != 0 {
-		t.Errorf("%d tokens were used up", len(g.used))
+	if n := g.spent(); n != 0 {
+		t.Errorf("%d tokens were used up", n)
 	}
 	if _, err := Join(t.Context(), ask(good, t.TempDir(), 2)); err != nil {
 		t.Errorf("the good token afterwards: %v", err)
@@ -219,8 +228,8 @@ func TestJoin_SecretStaysHomeIfTheAuthorityIsAnother(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	eventually(t, "the trap sees a handshake that is broken off", func() bool { return refusals(b, reasonCertificate) == 1 })
-	if trapGate.calls() != 0 || allRefusals(b) != 1 {
-		t.Errorf("the trap saw %d requests and %v broken ones", trapGate.calls(), allRefusals(b)-1)
+	if len(trapGate.calls()) != 0 || allRefusals(b) != 1 {
+		t.Errorf("the trap saw %d requests and %v broken ones", len(trapGate.calls()), allRefusals(b)-1)
 	}
 	token.Addresses = append(token.Addresses, a.Addr().String())
 	if _, err := Join(t.Context(), ask(token, t.TempDir(), 2)); err != nil {
@@ -236,7 +245,7 @@ func TestJoin_HostWithoutTheKeySendsOn(t *testing.T) {
 	if _, err := Join(t.Context(), ask(token, t.TempDir(), 3)); !errors.Is(err, scstore.ErrBusy) {
 		t.Errorf("a host without the key: %v", err)
 	}
-	if g.calls() != 0 {
+	if len(g.calls()) != 0 {
 		t.Error("the token was looked at by a host that cannot admit")
 	}
 	both := token
@@ -330,7 +339,7 @@ func TestJoin_ShowingTheAuthorityIsNotEnough(t *testing.T) {
 	if err := <-seen; err == nil {
 		t.Error("the impostor was sent something")
 	}
-	if g.calls() != 0 {
+	if len(g.calls()) != 0 {
 		t.Error("somebody joined")
 	}
 }

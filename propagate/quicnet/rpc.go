@@ -23,8 +23,8 @@ func (n *Net) Answer(kind Kind, f AnswerFunc) {
 }
 
 // maxTries bounds how often a request is sent that the peer is known not to have
-// looked at.
-const maxTries = 3
+// looked at: each link of the pool may have been closed a moment ago.
+const maxTries = MaxBulk + 2
 
 // Request asks a peer and returns its answer. payload has at most MaxFrameBytes.
 //

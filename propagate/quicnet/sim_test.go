@@ -518,8 +518,8 @@ func TestSim_JoinIsAllThatAJoiningConnectionCanDo(t *testing.T) {
 		if got, err := r.say(conn, append(header{kind: kindEcho, request: true}.appendTo(nil), 0, 0, 0, 0)); err == nil {
 			t.Errorf("a request on a joining connection is answered: %x", got)
 		}
-		if len(a.Status()) != 0 || refusals(a, reasonMalformed) != 1 || g.calls() != 0 {
-			t.Errorf("peers %v, %v refusals, %d joins", a.Status(), refusals(a, reasonMalformed), g.calls())
+		if len(a.Status()) != 0 || refusals(a, reasonMalformed) != 1 || len(g.calls()) != 0 {
+			t.Errorf("peers %v, %v refusals, %d joins", a.Status(), refusals(a, reasonMalformed), len(g.calls()))
 		}
 	})
 }

@@ -84,7 +84,7 @@ func (n *Net) open(ctx context.Context, disk scstore.StoreID, h header, first []
 func (l *link) open(ctx context.Context, h header, first []byte) (*Stream, error) {
 	raw, err := l.conn.OpenStreamSync(ctx)
 	if err != nil {
-		if l.conn.Context().Err() != nil {
+		if ctx.Err() == nil { // the connection has ended, though its own context may not have yet
 			l.peer.lose(l)
 		}
 		l.leave(false)

@@ -16,30 +16,31 @@ import (
 
 const testShard = 3
 
-// sum is a state machine that adds what it is told.
-type sum struct{ total uint64 }
+// bits is a state machine that sets the bits that it is told: a proposal that timed out
+// and was made again may be applied twice.
+type bits struct{ set uint64 }
 
-func (s *sum) Update(e statemachine.Entry) (statemachine.Result, error) {
-	s.total += binary.BigEndian.Uint64(e.Cmd)
-	return statemachine.Result{Value: s.total}, nil
+func (b *bits) Update(e statemachine.Entry) (statemachine.Result, error) {
+	b.set |= binary.BigEndian.Uint64(e.Cmd)
+	return statemachine.Result{Value: b.set}, nil
 }
 
-func (s *sum) Lookup(any) (any, error) { return s.total, nil }
+func (b *bits) Lookup(any) (any, error) { return b.set, nil }
 
-func (s *sum) SaveSnapshot(w io.Writer, _ statemachine.ISnapshotFileCollection, _ <-chan struct{}) error {
+func (b *bits) SaveSnapshot(w io.Writer, _ statemachine.ISnapshotFileCollection, _ <-chan struct{}) error {
 	// Large, so that it takes several chunks.
-	return errors.Join(binary.Write(w, binary.BigEndian, s.total), binary.Write(w, binary.BigEndian, make([]byte, 5<<20)))
+	return errors.Join(binary.Write(w, binary.BigEndian, b.set), binary.Write(w, binary.BigEndian, make([]byte, 5<<20)))
 }
 
-func (s *sum) RecoverFromSnapshot(r io.Reader, _ []statemachine.SnapshotFile, _ <-chan struct{}) error {
-	if err := binary.Read(r, binary.BigEndian, &s.total); err != nil {
+func (b *bits) RecoverFromSnapshot(r io.Reader, _ []statemachine.SnapshotFile, _ <-chan struct{}) error {
+	if err := binary.Read(r, binary.BigEndian, &b.set); err != nil {
 		return err
 	}
 	_, err := io.Copy(io.Discard, r)
 	return err
 }
 
-func (s *sum) Close() error { return nil }
+func (b *bits) Close() error { return nil }
 
 // raftHost starts the Raft library on host n.
 func raftHost(t *testing.T, f *Factory, n byte) *dragonboat.NodeHost {
@@ -59,7 +60,7 @@ func replica(n byte) config.Config {
 	return config.Config{ReplicaID: uint64(n), ShardID: testShard, ElectionRTT: 20, HeartbeatRTT: 2, CheckQuorum: true, PreVote: true, OrderedConfigChange: true}
 }
 
-func newSum(uint64, uint64) statemachine.IStateMachine { return &sum{} }
+func newBits(uint64, uint64) statemachine.IStateMachine { return &bits{} }
 
 // retry calls f until it succeeds: while a shard has no leader the library answers
 // with errors.
@@ -87,7 +88,7 @@ func TestCluster_AgreesAndCatchesUpBySnapshot(t *testing.T) {
 	var hosts []*dragonboat.NodeHost
 	for n := byte(1); n <= 3; n++ {
 		host := raftHost(t, w.host(t, n), n)
-		if err := host.StartReplica(members, false, newSum, replica(n)); err != nil {
+		if err := host.StartReplica(members, false, newBits, replica(n)); err != nil {
 			t.Fatal(err)
 		}
 		hosts = append(hosts, host)
@@ -96,16 +97,16 @@ func TestCluster_AgreesAndCatchesUpBySnapshot(t *testing.T) {
 	for i := range uint64(60) {
 		host := hosts[i%3]
 		retry(t, "propose", func(ctx context.Context) error {
-			_, err := host.SyncPropose(ctx, host.GetNoOPSession(testShard), binary.BigEndian.AppendUint64(nil, i))
+			_, err := host.SyncPropose(ctx, host.GetNoOPSession(testShard), binary.BigEndian.AppendUint64(nil, 1<<i))
 			return err
 		})
-		want += i
+		want |= 1 << i
 	}
 	for n, host := range hosts {
 		retry(t, "read", func(ctx context.Context) error {
 			got, err := host.SyncRead(ctx, testShard, nil)
 			if err == nil && got != want {
-				t.Errorf("host %d reads %v, want %d", n+1, got, want)
+				t.Errorf("host %d reads %x, want %x", n+1, got, want)
 			}
 			return err
 		})
@@ -128,13 +129,13 @@ func TestCluster_AgreesAndCatchesUpBySnapshot(t *testing.T) {
 	})
 	f := w.host(t, 4)
 	late := raftHost(t, f, 4)
-	if err := late.StartReplica(nil, true, newSum, replica(4)); err != nil {
+	if err := late.StartReplica(nil, true, newBits, replica(4)); err != nil {
 		t.Fatal(err)
 	}
 	retry(t, "read at the new host", func(ctx context.Context) error {
 		got, err := late.SyncRead(ctx, testShard, nil)
 		if err == nil && got != want {
-			t.Errorf("the new host reads %v, want %d", got, want)
+			t.Errorf("the new host reads %x, want %x", got, want)
 		}
 		return err
 	})
